@@ -1,0 +1,92 @@
+"""What the stages and serving agree on: the tensors of a model, the images of a data set, the errors.
+
+Knows nothing of files, Ray, torch or HTTP.
+
+    UserError               what a user can cause and mend
+    ├── SettingError        a setting, or settings that do not go together
+    ├── DataError           input that breaks its format
+    ├── SourceUnreachable   no mirror of a data set answered
+    ├── StorageError        storage that could not be read or written
+    ├── ArtifactMissing     an artifact that is not there, or not finished
+    ├── ArtifactDamaged     an artifact that differs from its manifest
+    ├── ModelRejected       a model that breaks the contract below, or the parity gate
+    ├── ResourcesMissing    a cluster or machine that lacks what was asked for
+    └── TrainingFailed      training that diverged or lost its workers too often
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INPUT = "image"
+"""Name of the model's input: uint8 (N, height, width), raw pixels, N free."""
+
+PROBABILITIES = "probabilities"
+"""Name of the model's output: float32 (N, classes), rows sum to 1."""
+
+PREDICTION = "prediction"
+"""Name of the model's output: int64 (N,), the index of the most probable class."""
+
+PIXEL_MAX = 255
+"""Raw pixels are divided by this inside the model, and nowhere else."""
+
+
+class UserError(Exception):
+    """Base of all errors that a user can mend; the message alone is shown."""
+
+
+class SettingError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class SourceUnreachable(UserError):
+    pass
+
+
+class StorageError(UserError):
+    pass
+
+
+class ArtifactMissing(UserError):
+    pass
+
+
+class ArtifactDamaged(UserError):
+    pass
+
+
+class ModelRejected(UserError):
+    pass
+
+
+class ResourcesMissing(UserError):
+    pass
+
+
+class TrainingFailed(UserError):
+    pass
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Size of the images of a data set, and the names of their classes, by label."""
+
+    height: int
+    width: int
+    class_names: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def num_pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)

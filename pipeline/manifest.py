@@ -1,0 +1,204 @@
+"""The manifests: what an artifact is, what went into it, and each of its files with its digest.
+
+Commit protocol: the files of an artifact are written first, its manifest last and atomically.
+Readers go through the manifest and never list a folder, so they see a whole artifact or none.
+Manifests carry no times and no paths: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, ClassVar, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.contract import ArtifactDamaged, ArtifactMissing, ImageSpec
+from pipeline.storage import Storage
+
+FORMAT = 1
+"""Version of the artifacts' format; part of every version, so a change never reads old files."""
+
+
+class FileEntry(BaseModel):
+    """A file of an artifact: path relative to the manifest, size in bytes, rows if it has any."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class Manifest(BaseModel):
+    """What all manifests hold. `caveat` is what anyone who quotes a figure from here must know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    file_name: ClassVar[str] = "manifest.json"
+
+    format: Literal[1] = FORMAT
+    caveat: str = ""
+    files: tuple[FileEntry, ...] = ()
+
+    def file(self, path: str) -> FileEntry:
+        return next(entry for entry in self.files if entry.path == path)
+
+
+class DatasetManifest(Manifest):
+    """`datasets/<name>/<version>/`: Parquet shards by split, rows by split, digests of the source."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    version: str
+    image: ImageSpec
+    rows: dict[str, int]
+    source: dict[str, str]
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    def shards(self, split: str) -> list[FileEntry]:
+        return [entry for entry in self.files if entry.path.startswith(f"{split}/")]
+
+
+class RunManifest(Manifest):
+    """`runs/<run>/`: the settings and the last epoch's metrics; `checkpoint` holds the weights."""
+
+    kind: Literal["run"] = "run"
+    run: str
+    dataset: str
+    image: ImageSpec
+    training: dict[str, Any]
+    metrics: dict[str, float]
+    checkpoint: str
+
+    @property
+    def ref(self) -> str:
+        return self.run
+
+
+class TensorSpec(BaseModel):
+    """A tensor of the model in numpy's dtype names; -1 in the shape is the free batch axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class ModelManifest(Manifest):
+    """`models/<name>/<version>/`: one self-contained ONNX file and what serving must know of it."""
+
+    kind: Literal["model"] = "model"
+    name: str
+    version: str
+    run: str
+    dataset: str
+    image: ImageSpec
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parity_max_difference: float
+    training: dict[str, Any]
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}/{self.version}"
+
+
+class EvaluationManifest(Manifest):
+    """Stands beside a model version's manifest: its metrics by split, and the report's files."""
+
+    file_name: ClassVar[str] = "evaluation.json"
+
+    kind: Literal["evaluation"] = "evaluation"
+    model: str
+    dataset: str
+    metrics: dict[str, dict[str, Any]]
+
+
+class ScoresManifest(Manifest):
+    """`--output` of scoring: which model scored which input; rows in = rows out, checked."""
+
+    kind: Literal["scores"] = "scores"
+    model: str
+    image: ImageSpec
+    inputs: tuple[FileEntry, ...]
+    rows: int
+
+
+M = TypeVar("M", bound=Manifest)
+
+
+def digest(*parts: object) -> str:
+    """12 hex digits that stand for these JSON values: the version of what is made of them."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_file(
+    storage: Storage, folder: str, path: str, data: bytes | pa.Buffer, *, rows: int | None = None
+) -> FileEntry:
+    """Writes a file of an artifact and returns its entry for the manifest."""
+    storage.write(f"{folder}/{path}" if folder else path, data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return FileEntry(path=path, bytes=len(data), sha256=sha256, rows=rows)
+
+
+def read_file(storage: Storage, folder: str, entry: FileEntry) -> bytes:
+    """The content of a file of an artifact; ArtifactDamaged where it is not what was committed."""
+    path = f"{folder}/{entry.path}" if folder else entry.path
+    try:
+        data = storage.read(path)
+    except FileNotFoundError:
+        raise ArtifactDamaged(
+            f"{storage.uri(path)} is missing, though its manifest lists it. "
+            "Make the artifact again with --force."
+        ) from None
+    if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
+        raise ArtifactDamaged(
+            f"{storage.uri(path)} has sha256 {found[:12]} and {len(data)} bytes, but its manifest "
+            f"says {entry.sha256[:12]} and {entry.bytes} bytes. "
+            "Make the artifact again with --force."
+        )
+    return data
+
+
+def commit(storage: Storage, folder: str, manifest: Manifest) -> None:
+    """Makes an artifact visible, whole, after its files have been written."""
+    text = manifest.model_dump_json(indent=2) + "\n"
+    storage.write(_path(folder, type(manifest)), text.encode())
+
+
+def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
+    """The manifest of an artifact, or None where none has been committed."""
+    path = _path(folder, kind)
+    try:
+        text = storage.read(path)
+    except FileNotFoundError:
+        return None
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ArtifactDamaged(
+            f"{storage.uri(path)} is not a manifest of this version: "
+            f"{where + ': ' if where else ''}{problem['msg']}. Make the artifact again with --force."
+        ) from None
+
+
+def load(storage: Storage, folder: str, kind: type[M], *, make: str) -> M:
+    """As `find`, but ArtifactMissing, naming the command that makes it, where there is none."""
+    if (manifest := find(storage, folder, kind)) is None:
+        raise ArtifactMissing(
+            f"{storage.uri(_path(folder, kind))} is not there. Make it first: {make}"
+        )
+    return manifest
+
+
+def _path(folder: str, kind: type[Manifest]) -> str:
+    return f"{folder}/{kind.file_name}" if folder else kind.file_name

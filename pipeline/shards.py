@@ -1,0 +1,90 @@
+"""Parquet shards <-> arrays, in the columns of the contract.
+
+`id: int64` (position in the source), `image: fixed_size_binary(height * width)` (row-major uint8),
+`label: uint8`; zstd. Fixed-size binary because list columns become one Python object a row.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.contract import ImageSpec
+from pipeline.idx import Array
+from pipeline.manifest import DatasetManifest, read_file
+from pipeline.storage import Storage
+
+Ids = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset: ids int64 (N,), images uint8 (N, height, width), labels uint8 (N,)."""
+
+    ids: Ids
+    images: Array
+    labels: Array
+
+
+def schema(image: ImageSpec) -> pa.Schema:
+    """The columns of a shard; height, width and class names stand in its metadata."""
+    metadata = {
+        "height": str(image.height),
+        "width": str(image.width),
+        "class_names": json.dumps(image.class_names),
+    }
+    fields = [("id", pa.int64()), ("image", pa.binary(image.num_pixels)), ("label", pa.uint8())]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields], metadata)
+
+
+def encode(split: Split, image: ImageSpec) -> pa.Buffer:
+    """The Parquet file of these rows; the same rows give the same bytes."""
+    pixels = pa.py_buffer(np.ascontiguousarray(split.images))
+    columns = [
+        pa.array(split.ids),
+        pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(image.num_pixels), len(split.ids), [None, pixels]
+        ),
+        pa.array(split.labels),
+    ]
+    return to_parquet(pa.Table.from_arrays(columns, schema=schema(image)))
+
+
+def to_parquet(table: pa.Table) -> pa.Buffer:
+    """A table as the bytes of a Parquet file with zstd."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def pixels(column: pa.ChunkedArray, image: ImageSpec) -> Array:
+    """A fixed-size binary column without nulls as uint8 (N, height, width), not copied if whole."""
+    whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    flat = np.frombuffer(whole.buffers()[1], np.uint8)
+    start = whole.offset * image.num_pixels
+    return flat[start : start + len(whole) * image.num_pixels].reshape(-1, *image.shape)
+
+
+def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> Split:
+    """A whole split in memory, in the order of ids, each shard verified against the manifest."""
+    rows = dataset.rows[split]
+    whole = Split(
+        np.empty(rows, np.int64),
+        np.empty((rows, *dataset.image.shape), np.uint8),
+        np.empty(rows, np.uint8),
+    )
+    start = 0
+    for entry in dataset.shards(split):
+        data = read_file(storage, f"datasets/{dataset.ref}", entry)
+        table = pq.read_table(pa.BufferReader(data), schema=schema(dataset.image))
+        stop = start + table.num_rows
+        whole.ids[start:stop] = table["id"].to_numpy()
+        whole.images[start:stop] = pixels(table["image"], dataset.image)
+        whole.labels[start:stop] = table["label"].to_numpy()
+        start = stop
+    assert start == rows, f"{split} has {start} rows, its manifest says {rows}"
+    return whole

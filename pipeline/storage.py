@@ -1,0 +1,110 @@
+"""Files on any storage root: a local folder, or a URI that pyarrow.fs knows (`s3://`, `gs://`).
+
+A file appears under its name whole or not at all: locally by temporary file, fsync and rename, on
+an object store by one PUT. That is the ground the commit protocol of `manifest.py` stands on.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipeline.contract import StorageError
+
+
+class Storage:
+    """Files under one root, by relative path. Pickles as its root, so Ray can send it anywhere."""
+
+    def __init__(self, root: str) -> None:
+        self.is_local = "://" not in root
+        try:
+            if self.is_local:
+                root = os.path.abspath(os.path.expanduser(root))
+                self._fs, self._base = fs.LocalFileSystem(), root
+            else:
+                self._fs, self._base = fs.FileSystem.from_uri(root)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(f"Storage {root!r} is not a folder or a known URI: {error}") from None
+        self.root = root.rstrip("/") if root != "/" else root
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.root!r})"
+
+    def uri(self, path: str = "") -> str:
+        """The absolute path or URI of `path`, for people and for other tools."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def exists(self, path: str) -> bool:
+        with _explained("look for", self.uri(path)):
+            return bool(self._fs.get_file_info(self._full(path)).type != fs.FileType.NotFound)
+
+    def open(self, path: str) -> pa.NativeFile:
+        """Opens for reading at any position; FileNotFoundError where there is no such file."""
+        return self._fs.open_input_file(self._full(path))
+
+    def read(self, path: str) -> bytes:
+        """The whole content; FileNotFoundError where there is no such file."""
+        with _explained("read", self.uri(path)), self.open(path) as file:
+            return bytes(file.read())
+
+    def write(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Makes `path` hold `data`, atomically and durably, replacing what was there."""
+        with _explained("write", self.uri(path)):
+            if self.is_local:
+                _write_local(Path(self._full(path)), data)
+            else:
+                with self._fs.open_output_stream(self._full(path)) as file:
+                    file.write(data)
+
+    def delete(self, path: str) -> None:
+        """Removes a file or a folder, if it is there."""
+        with _explained("delete", self.uri(path)):
+            kind = self._fs.get_file_info(self._full(path)).type
+            if kind == fs.FileType.Directory:
+                self._fs.delete_dir(self._full(path))
+            elif kind == fs.FileType.File:
+                self._fs.delete_file(self._full(path))
+
+    def _full(self, path: str) -> str:
+        return f"{self._base}/{path}" if path else self._base
+
+
+class _explained:
+    """Turns an OSError other than FileNotFoundError into a StorageError that says what failed."""
+
+    def __init__(self, verb: str, uri: str) -> None:
+        self.verb, self.uri = verb, uri
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            reason = error.strerror or str(error)
+            raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.") from None
+
+
+def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
