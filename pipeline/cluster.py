@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import ray
 import ray.data
@@ -16,7 +17,6 @@ from pipeline.contract import ResourcesMissing
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }
 """Set before Ray starts, where the user has not. Ray Train's controller looks at its workers every
@@ -24,6 +24,9 @@ ENVIRONMENT = {
 
 OBJECT_STORE_BYTES = 512 << 20
 """Of a local Ray: stages pass file names through it, not images."""
+
+
+_keep = ContextVar("keep", default=False)
 
 
 @contextmanager
@@ -51,7 +54,21 @@ def connected() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not _keep.get():
+            ray.shutdown()
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Lets all in the block share one Ray, which the first that needs one starts."""
+    token = _keep.set(True)
+    before = ray.is_initialized()
+    try:
+        yield
+    finally:
+        _keep.reset(token)
+        if not before:
+            ray.shutdown()
 
 
 def _prepare() -> None:

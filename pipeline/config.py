@@ -53,7 +53,7 @@ class Data(Settings):
     name: str = "mnist"
     """Data set: `mnist`, or any name for your own IDX files."""
     source: str | None = None
-    """Folder or URL that holds the four IDX files, gzipped or not (default: the mirrors of NAME)."""
+    """Folder or URL of the four IDX files, gzipped or not (default: the mirrors of NAME)."""
     on_unreachable: Literal["fail", "sample"] = "fail"
     """Where no mirror answers: fail, or go on with a built-in sample of 5,000 MNIST digits."""
     cache: str = "~/.cache/ray-onnx-pipeline"
@@ -171,7 +171,7 @@ class Evaluate(ForcedStage):
 
 
 class Promote(Stage):
-    """Make an alias such as `production` name a model version. Promote the one before to roll back."""
+    """Make an alias such as `production` name a model version; to roll back, the one before."""
 
     model: str
     """Model version to promote: NAME/VERSION."""

@@ -1,4 +1,4 @@
-"""What a person sees of a stage, on stderr: progress and results. stdout is for artifacts' names."""
+"""What a person sees of a stage, on stderr; stdout is for the names of artifacts."""
 
 from __future__ import annotations
 
@@ -32,4 +32,8 @@ def progress(title: str, *, total: int) -> Iterator[Callable[[int, str], None]]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total, detail="")
-        yield lambda completed, detail="": bar.update(task, completed=completed, detail=detail)
+
+        def update(completed: int, detail: str) -> None:
+            bar.update(task, completed=completed, detail=detail)
+
+        yield update

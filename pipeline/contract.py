@@ -1,4 +1,4 @@
-"""What the stages and serving agree on: the tensors of a model, the images of a data set, the errors.
+"""What stages and serving agree on: the tensors of a model, the images of a data set, the errors.
 
 Knows nothing of files, Ray, torch or HTTP.
 

@@ -49,8 +49,8 @@ def inspect(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> I
         expected = prod(shape)
         if gzipped and expected > max(BOMB_BYTES, BOMB_RATIO * compressed_bytes):
             raise DataError(
-                f"{name} would unpack {compressed_bytes} bytes to {expected}: this looks like a gzip "
-                f"bomb (over {BOMB_RATIO}:1). If it is real, unpack it first."
+                f"{name} would unpack {compressed_bytes} bytes to {expected}: this looks like a "
+                f"gzip bomb (over {BOMB_RATIO}:1). If it is real, unpack it first."
             )
         content = hashlib.sha256(header)
         left = expected
@@ -76,7 +76,7 @@ def inspect(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> I
 
 
 def read_rows(file: BinaryIO, *, shape: tuple[int, ...], start: int, stop: int) -> Array:
-    """Rows start..stop of the first axis, uint8 (stop - start, ...), of a file that was inspected."""
+    """Rows start..stop, uint8 (stop - start, ...), of a file that `inspect` found whole."""
     stream, _ = _decompressed(file)
     row_bytes = prod(shape[1:])
     stream.seek(4 + 4 * len(shape) + start * row_bytes)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.contract import ArtifactDamaged, ArtifactMissing, ImageSpec
 from pipeline.storage import Storage
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Version of the artifacts' format; part of every version, so a change never reads old files."""
 
 
@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
 
 class DatasetManifest(Manifest):
-    """`datasets/<name>/<version>/`: Parquet shards by split, rows by split, digests of the source."""
+    """`datasets/<name>/<version>/`: Parquet shards and rows by split, digests of the source."""
 
     kind: Literal["dataset"] = "dataset"
     name: str
@@ -119,6 +119,10 @@ class EvaluationManifest(Manifest):
     dataset: str
     metrics: dict[str, dict[str, Any]]
 
+    @property
+    def ref(self) -> str:
+        return self.model
+
 
 class ScoresManifest(Manifest):
     """`--output` of scoring: which model scored which input; rows in = rows out, checked."""
@@ -126,6 +130,8 @@ class ScoresManifest(Manifest):
     kind: Literal["scores"] = "scores"
     model: str
     image: ImageSpec
+    probabilities: bool
+    rows_per_shard: int
     inputs: tuple[FileEntry, ...]
     rows: int
 
@@ -187,7 +193,8 @@ def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
         where = ".".join(map(str, problem["loc"]))
         raise ArtifactDamaged(
             f"{storage.uri(path)} is not a manifest of this version: "
-            f"{where + ': ' if where else ''}{problem['msg']}. Make the artifact again with --force."
+            f"{where + ': ' if where else ''}{problem['msg']}. "
+            "Make the artifact again with --force."
         ) from None
 
 

@@ -111,9 +111,7 @@ def run(
     return Predictions(probabilities, prediction)
 
 
-def tensors(
-    session: ort.InferenceSession, kind: Kind
-) -> tuple[TensorSpec, ...]:
+def tensors(session: ort.InferenceSession, kind: Kind) -> tuple[TensorSpec, ...]:
     """Names, dtypes and shapes of a session's inputs or outputs; -1 for a free axis."""
     nodes = session.get_inputs() if kind == "inputs" else session.get_outputs()
     return tuple(

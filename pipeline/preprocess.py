@@ -24,7 +24,6 @@ from pipeline.sources import Source, open_source
 from pipeline.storage import Storage
 
 
-
 def preprocess(settings: Preprocess) -> DatasetManifest:
     """Makes the dataset that the settings describe, or finds it, and returns its manifest.
 
@@ -42,7 +41,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
         if source.files["train_images"].storage.is_local:
             cluster.require_shared(source.files["train_images"].storage.root)
         work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
-            _write_shard,
+            _write_shard,  # type: ignore[arg-type]
             fn_kwargs={"storage": storage, "source": source, "plan": plan},
         )
         entries = []
@@ -81,7 +80,7 @@ def plan_dataset(source: Source, *, num_val: int | None, rows: int) -> DatasetMa
 
 
 def _class_names(source: Source) -> tuple[str, ...]:
-    """Those the source knows, else as many as there are labels; each label is checked to have one."""
+    """Those the source knows, else one for each label there is; every label is checked."""
     names = source.class_names
     for split in ("train", "test"):
         file = source.files[f"{split}_labels"]

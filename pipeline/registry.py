@@ -61,10 +61,10 @@ def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
 
 
 def promote(storage: Storage, ref: str, alias: str) -> Alias:
-    """Makes `alias` name the model version `ref`; ArtifactMissing where there is no such version."""
+    """Makes `alias` name the model version `ref`; ArtifactMissing where there is none."""
     if VERSION.fullmatch(alias) or not NAME.fullmatch(alias):
         raise SettingError(
-            f"Alias {alias!r} is not a word that could not be a version. Use one such as production."
+            f"Alias {alias!r} is not a word, or could be a version. Use one such as production."
         )
     model = find_model(storage, ref)
     before = find_alias(storage, model.name, alias)

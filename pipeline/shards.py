@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contract import ImageSpec
+from pipeline.contract import ImageSpec, SettingError
 from pipeline.idx import Array
 from pipeline.manifest import DatasetManifest, read_file
 from pipeline.storage import Storage
@@ -23,7 +24,7 @@ Ids = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset: ids int64 (N,), images uint8 (N, height, width), labels uint8 (N,)."""
+    """Rows of a dataset: ids int64 (N,), images uint8 (N, height, width), labels uint8 (N,)."""
 
     ids: Ids
     images: Array
@@ -69,22 +70,31 @@ def pixels(column: pa.ChunkedArray, image: ImageSpec) -> Array:
     return flat[start : start + len(whole) * image.num_pixels].reshape(-1, *image.shape)
 
 
-def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> Split:
-    """A whole split in memory, in the order of ids, each shard verified against the manifest."""
-    rows = dataset.rows[split]
-    whole = Split(
-        np.empty(rows, np.int64),
-        np.empty((rows, *dataset.image.shape), np.uint8),
-        np.empty(rows, np.uint8),
-    )
-    start = 0
+def read_shards(storage: Storage, dataset: DatasetManifest, split: str) -> Iterator[Split]:
+    """The shards of a split in the order of ids, each verified against the manifest."""
+    if split not in dataset.rows:
+        raise SettingError(f"Split {split!r} is not one of {', '.join(dataset.rows)}.")
     for entry in dataset.shards(split):
         data = read_file(storage, f"datasets/{dataset.ref}", entry)
         table = pq.read_table(pa.BufferReader(data), schema=schema(dataset.image))
-        stop = start + table.num_rows
-        whole.ids[start:stop] = table["id"].to_numpy()
-        whole.images[start:stop] = pixels(table["image"], dataset.image)
-        whole.labels[start:stop] = table["label"].to_numpy()
+        yield Split(
+            table["id"].to_numpy(),
+            pixels(table["image"], dataset.image),
+            table["label"].to_numpy(),
+        )
+
+
+def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> Split:
+    """A whole split in memory, in the order of ids."""
+    rows = dataset.rows[split]
+    images, labels = np.empty((rows, *dataset.image.shape), np.uint8), np.empty(rows, np.uint8)
+    ids = np.empty(rows, np.int64)
+    start = 0
+    for shard in read_shards(storage, dataset, split):
+        stop = start + len(shard.ids)
+        ids[start:stop] = shard.ids
+        images[start:stop] = shard.images
+        labels[start:stop] = shard.labels
         start = stop
     assert start == rows, f"{split} has {start} rows, its manifest says {rows}"
-    return whole
+    return Split(ids, images, labels)

@@ -183,8 +183,8 @@ def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
             if file.contents.sha256 != profile.sha256[role]:
                 raise DataError(
                     f"{file.path} is not {name}'s: its content has sha256 "
-                    f"{file.contents.sha256[:12]}, not {profile.sha256[role][:12]}. Fetch it again, "
-                    "or name your own data set by --data.name."
+                    f"{file.contents.sha256[:12]}, not {profile.sha256[role][:12]}. Fetch it "
+                    "again, or name your own data set by --data.name."
                 )
     return Source(name, files, profile.class_names if profile else None)
 

@@ -28,7 +28,7 @@ class Storage:
             else:
                 self._fs, self._base = fs.FileSystem.from_uri(root)
         except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"Storage {root!r} is not a folder or a known URI: {error}") from None
+            raise StorageError(f"{root!r} is not a folder or a known URI: {error}.") from None
         self.root = root.rstrip("/") if root != "/" else root
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:

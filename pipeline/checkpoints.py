@@ -1,0 +1,84 @@
+"""Checkpoints of a run, which a crash at any moment leaves usable.
+
+Ray Train keeps an index of its own, but rewrites it in place and trusts what it points to. Here a
+checkpoint is one atomic file, and `checkpoints.json` lists the newest two with their digests, so
+that a damaged newest one falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from pipeline.contract import ArtifactDamaged
+from pipeline.manifest import FileEntry, RunManifest, read_file, write_file
+from pipeline.model import Mlp
+from pipeline.storage import Storage
+
+INDEX = "checkpoints.json"
+KEPT = 2
+_INDEX = TypeAdapter(tuple[FileEntry, ...])
+
+
+class State(NamedTuple):
+    """All that training needs to go on after `epoch` epochs; random numbers follow the seed."""
+
+    epoch: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    metrics: list[dict[str, float]]
+
+
+def save(storage: Storage, folder: str, state: State) -> FileEntry:
+    """Writes a checkpoint, makes it the newest, and drops those that nothing needs any more."""
+    buffer = io.BytesIO()
+    torch.save(state._asdict(), buffer)
+    data = buffer.getvalue()
+    name = f"checkpoints/epoch-{state.epoch:05}-{hashlib.sha256(data).hexdigest()[:12]}.pt"
+    entry = write_file(storage, folder, name, data)
+    before = tuple(old for old in _index(storage, folder) if old != entry)
+    storage.write(f"{folder}/{INDEX}", _INDEX.dump_json((entry, *before)[:KEPT]))
+    for old in (entry, *before)[KEPT:]:
+        storage.delete(f"{folder}/{old.path}")
+    return entry
+
+
+def newest(storage: Storage, folder: str) -> State | None:
+    """The newest checkpoint that is whole, or None where there is none to go on from."""
+    for entry in _index(storage, folder):
+        try:
+            return _load(storage, folder, entry)
+        except ArtifactDamaged as error:
+            logging.getLogger(__name__).warning("%s Trying the checkpoint before.", error)
+    return None
+
+
+def clear(storage: Storage, folder: str) -> None:
+    """Forgets the checkpoints of a run, so that training starts anew."""
+    storage.delete(f"{folder}/{INDEX}")
+
+
+def load_model(storage: Storage, run: RunManifest) -> Mlp:
+    """The trained network of a finished run."""
+    state = _load(storage, f"runs/{run.run}", run.file(run.checkpoint))
+    model = Mlp(run.image, run.training["hidden_sizes"])
+    model.load_state_dict(state.model)
+    return model.eval()
+
+
+def _load(storage: Storage, folder: str, entry: FileEntry) -> State:
+    data = read_file(storage, folder, entry)
+    return State(**torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+
+
+def _index(storage: Storage, folder: str) -> tuple[FileEntry, ...]:
+    try:
+        return _INDEX.validate_json(storage.read(f"{folder}/{INDEX}"))
+    except (FileNotFoundError, ValidationError):
+        return ()

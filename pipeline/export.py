@@ -1,0 +1,185 @@
+"""Run -> model version: ONNX with the scaling in the graph, published only if it predicts as torch.
+
+python -m pipeline export --run RUN
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from pipeline import predictor, registry, shards
+from pipeline.checkpoints import load_model
+from pipeline.config import Export
+from pipeline.console import say
+from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, ModelRejected
+from pipeline.idx import Array
+from pipeline.manifest import (
+    DatasetManifest,
+    ModelManifest,
+    RunManifest,
+    TensorSpec,
+    commit,
+    digest,
+    find,
+    load,
+    write_file,
+)
+from pipeline.model import Classifier
+from pipeline.storage import Storage
+
+OPSET = 20
+PARITY_BATCH_SIZES = (1, 2, 61, 4096)
+MAX_DIFFERENCE = 1e-5
+TRITON_MAX_BATCH_SIZE = 4096
+
+
+def export(settings: Export) -> ModelManifest:
+    """Exports the network of a run, or finds it exported, and returns the manifest of the version.
+
+    Raises ModelRejected where onnxruntime does not predict what torch predicts.
+    """
+    storage = Storage(settings.root)
+    make = "python -m pipeline train --dataset DATASET"
+    run = load(storage, f"runs/{settings.run}", RunManifest, make=make)
+    make = "python -m pipeline preprocess"
+    dataset = load(storage, f"datasets/{run.dataset}", DatasetManifest, make=make)
+    weights = run.file(run.checkpoint).sha256
+    version = digest(run.run, weights, dataset.ref, OPSET)
+    folder = registry.folder(dataset.name, version)
+    if not settings.force and (done := find(storage, folder, ModelManifest)):
+        say(f"model {done.ref} is there already")
+        return done
+    classifier = Classifier(load_model(storage, run)).eval()
+    model = to_onnx(classifier, run)
+    session = predictor.open_session(model)
+    difference = check_parity(
+        session, classifier, shards.read_split(storage, dataset, "test").images
+    )
+    inputs, outputs = predictor.contract(run.image)
+    check_contract(session, inputs, outputs)
+    manifest = ModelManifest(
+        caveat=dataset.caveat,
+        name=dataset.name,
+        version=version,
+        run=run.run,
+        dataset=dataset.ref,
+        image=run.image,
+        inputs=inputs,
+        outputs=outputs,
+        parity_max_difference=difference,
+        training=run.training,
+        files=(
+            write_file(storage, folder, "model.onnx", model),
+            write_file(
+                storage, folder, "config.pbtxt", triton_config(dataset.name, inputs, outputs)
+            ),
+        ),
+    )
+    commit(storage, folder, manifest)
+    return manifest
+
+
+def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
+    """One self-contained ONNX file; the same weights give the same bytes.
+
+    The exporter's notes of where each node came from hold paths of this machine, so they go.
+    """
+    example = torch.zeros(2, *run.image.shape, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        program = torch.onnx.export(
+            classifier,
+            (example,),
+            input_names=[INPUT],
+            output_names=[PROBABILITIES, PREDICTION],
+            dynamic_shapes={"image": {0: "N"}},
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+    for tensor in model.graph.initializer:
+        tensor.ClearField("metadata_props")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    properties = {
+        "dataset": run.dataset,
+        "run": run.run,
+        "classes": json.dumps(run.image.class_names),
+    }
+    onnx.helper.set_model_props(model, properties | ({"caveat": run.caveat} if run.caveat else {}))
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def check_parity(session: ort.InferenceSession, classifier: Classifier, images: Array) -> float:
+    """The largest difference of a probability between onnxruntime and torch, over all images.
+
+    Both predict them in batches of several sizes. Raises ModelRejected over 1e-5, or for a single
+    prediction that changes.
+    """
+    worst = 0.0
+    for size in PARITY_BATCH_SIZES:
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            found = predictor.run(session, batch)
+            with torch.no_grad():
+                probabilities, prediction = classifier(torch.from_numpy(batch))
+            worst = max(worst, float(np.abs(found.probabilities - probabilities.numpy()).max()))
+            changed = int((found.prediction != prediction.numpy()).sum())
+            if worst > MAX_DIFFERENCE or changed:
+                raise ModelRejected(
+                    f"In batches of {size}, onnxruntime changes {changed} predictions of torch and "
+                    f"a probability by {worst:.1e} (allowed: 0 and {MAX_DIFFERENCE:.0e}). "
+                    "The model was not published."
+                )
+    return worst
+
+
+def check_contract(
+    session: ort.InferenceSession, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
+    """ModelRejected where the tensors of an exported model are not those of the contract."""
+    found = predictor.tensors(session, "inputs"), predictor.tensors(session, "outputs")
+    if found != (inputs, outputs):
+        raise ModelRejected(f"The exported model has the tensors {found}, not {(inputs, outputs)}.")
+
+
+def triton_config(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
+    """config.pbtxt, with which Triton serves the version folder as its model.
+
+    Triton's axes leave out the batch. Fields: triton-inference-server/common, model_config.proto.
+    """
+    types = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "int64": "TYPE_INT64"}
+
+    def block(tensor: TensorSpec) -> str:
+        dims = ", ".join(map(str, tensor.shape[1:])) or "1"
+        reshape = "" if len(tensor.shape) > 1 else " reshape { shape: [ ] }"
+        kind = types[tensor.dtype]
+        return f'  {{ name: "{tensor.name}" data_type: {kind} dims: [ {dims} ]{reshape} }}'
+
+    def blocks(tensors: Sequence[TensorSpec]) -> str:
+        return ",\n".join(block(tensor) for tensor in tensors)
+
+    text = (
+        f'name: "{name}"\nplatform: "onnxruntime_onnx"\nmax_batch_size: {TRITON_MAX_BATCH_SIZE}\n'
+        f"input [\n{blocks(inputs)}\n]\noutput [\n{blocks(outputs)}\n]\n"
+        "dynamic_batching { }\n"
+    )
+    return text.encode()

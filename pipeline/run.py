@@ -1,0 +1,104 @@
+"""All stages in order, each skipped where its artifact is there, and a summary at the end.
+
+python -m pipeline run fast
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.table import Table
+
+from pipeline import cluster, registry
+from pipeline.config import Evaluate, Export, Preprocess, Run, Score, Train
+from pipeline.console import console, warn
+from pipeline.evaluate import evaluate
+from pipeline.export import export
+from pipeline.manifest import EvaluationManifest, ModelManifest
+from pipeline.preprocess import preprocess
+from pipeline.score import score
+from pipeline.serving_check import Answer, ask_server
+from pipeline.storage import Storage
+from pipeline.train import train
+
+ALIAS = "production"
+
+
+def run(settings: Run) -> str:
+    """Runs every stage, promotes the model version, and returns its name."""
+    root, force = settings.root, settings.force
+    storage = Storage(root)
+    times: dict[str, float] = {}
+    with cluster.shared():
+        with _timed("preprocess", times):
+            dataset = preprocess(Preprocess(root=root, data=settings.data, force=force))
+        with _timed("train", times):
+            trained = train(
+                Train(root=root, dataset=dataset.ref, train=settings.train, force=force)
+            )
+        with _timed("export", times):
+            model = export(Export(root=root, run=trained.run, force=force))
+        with _timed("evaluate", times):
+            evaluation = evaluate(Evaluate(root=root, model=model.ref, force=force))
+        with _timed("score", times):
+            scores = storage.uri(f"scores/{model.ref}")
+            score(
+                Score(
+                    root=root,
+                    model=model.ref,
+                    input=f"{dataset.ref}/test",
+                    output=scores,
+                    force=force,
+                )
+            )
+    registry.promote(storage, model.ref, ALIAS)
+    answer = None
+    if settings.check_serving:
+        with _timed("one prediction over HTTP", times):
+            answer = ask_server(storage, model, dataset)
+    _summarize(storage, model, evaluation, times, answer)
+    return model.ref
+
+
+@contextmanager
+def _timed(stage: str, times: dict[str, float]) -> Iterator[None]:
+    console.print(f"[bold]{stage}[/bold]")
+    started = time.perf_counter()
+    yield
+    times[stage] = time.perf_counter() - started
+
+
+def _summarize(
+    storage: Storage,
+    model: ModelManifest,
+    evaluation: EvaluationManifest,
+    times: dict[str, float],
+    answer: Answer | None,
+) -> None:
+    table = Table(title=f"{model.ref}, run {model.run}", show_header=False)
+    for split, metrics in evaluation.metrics.items():
+        errors = f"{metrics['errors']} errors of {metrics['count']:,}"
+        table.add_row(f"accuracy on {split}", f"{metrics['accuracy']:.4f}  ({errors})")
+    for stage, seconds in times.items():
+        table.add_row(f"time of {stage}", f"{seconds:.1f} s")
+    if answer:
+        table.add_row("over HTTP", f"a {answer.label} was taken for a {answer.prediction}")
+    folder = registry.folder(model.name, model.version)
+    table.add_row("model", storage.uri(f"{folder}/model.onnx"))
+    table.add_row("report", storage.uri(f"{folder}/report.html"))
+    table.add_row("scores", storage.uri(f"scores/{model.ref}"))
+    console.print(table)
+    if model.caveat:
+        warn(model.caveat)
+    root = shlex.quote(storage.uri())
+    console.print(
+        "What next\n"
+        f"  serve it      python -m serving --root {root} --model {model.name}/{ALIAS}\n"
+        f"  look at it    python -m pipeline show --root {root} --model {model.name}/{ALIAS}\n"
+        "  the tutorial  python -m pipeline run seed\n"
+        "  on a cluster  infra/jobs/submit.sh fast",
+        markup=False,
+    )

@@ -1,0 +1,71 @@
+"""A model version for the eye: its table, its graph, and a digit with what the model says of it.
+
+python -m pipeline show --model mnist/production --index 7
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import reference, registry, shards
+from pipeline.config import Show
+from pipeline.contract import SettingError
+from pipeline.idx import Array
+from pipeline.manifest import DatasetManifest, ModelManifest, load, read_file
+from pipeline.model import BYTES_PER_PARAMETER, graph, num_parameters, table
+from pipeline.predictor import Predictor
+from pipeline.storage import Storage
+
+SHADES = " ░▒▓█"
+BAR_WIDTH = 30
+
+
+def show(settings: Show) -> None:
+    """Prints the table of the layers, the graph as Mermaid, and one image of `test`."""
+    storage = Storage(settings.root)
+    model = registry.find_model(storage, settings.model)
+    make = "python -m pipeline preprocess"
+    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest, make=make)
+    if settings.index >= dataset.rows["test"]:
+        raise SettingError(
+            f"--index is {settings.index}, but `test` has {dataset.rows['test']} images."
+        )
+    split = shards.read_split(storage, dataset, "test")
+    image, label = split.images[settings.index], int(split.labels[settings.index])
+    out = Console(highlight=False)
+    layers = table(model.image, model.training["hidden_sizes"])
+    out.print(model_table(model))
+    parameters = num_parameters(layers)
+    out.print(f"Total parameters: {parameters:,}")
+    out.print(f"Total parameters memory: {parameters * BYTES_PER_PARAMETER:,} bytes\n")
+    print(graph(layers))
+    print(f"\n{draw(image)}\n")
+    probabilities = Predictor(storage, model).predict(image[None]).probabilities[0]
+    data = read_file(storage, registry.folder(model.name, model.version), model.file("model.onnx"))
+    by_hand = reference.forward(data, image[None])[0]
+    names = model.image.class_names
+    for name, probability in zip(names, probabilities, strict=True):
+        print(f"{name:>10} {probability:.4f} {'█' * round(float(probability) * BAR_WIDTH)}")
+    print(f"\ntrue label {names[label]}, prediction {names[int(probabilities.argmax())]}")
+    print(f"by hand in numpy: at most {abs(by_hand - probabilities).max():.1e} from onnxruntime")
+    if model.caveat:
+        print(model.caveat)
+
+
+def model_table(model: ModelManifest) -> Table:
+    """The layers of a model version with their shapes and parameters, to print with rich."""
+    result = Table(title=model.ref)
+    for column in ("layer", "input shape", "output shape", "parameters"):
+        result.add_column(column, justify="left" if column == "layer" else "right")
+    for row in table(model.image, model.training["hidden_sizes"]):
+        result.add_row(
+            row.layer, str(row.input_shape), str(row.output_shape), f"{row.parameters:,}"
+        )
+    return result
+
+
+def draw(image: Array) -> str:
+    """An image uint8 (height, width) in block characters, two columns a pixel."""
+    steps = image.astype(int) * (len(SHADES) - 1) // 255
+    return "\n".join("".join(SHADES[step] * 2 for step in row).rstrip() for row in steps)

@@ -1,0 +1,179 @@
+"""Dataset -> run: data-parallel training with Ray Train.
+
+    python -m pipeline train fast --dataset NAME/VERSION
+
+Ray starts the workers, joins them in a process group and starts them again when one dies; it is
+never in the path of a step. Each worker holds the dataset as uint8 tensors on its device, and takes
+its slice of every global batch, so the batches do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.train import (
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
+
+from pipeline import checkpoints, cluster
+from pipeline.config import Train, Training
+from pipeline.console import progress, say
+from pipeline.contract import TrainingFailed, UserError
+from pipeline.manifest import (
+    DatasetManifest,
+    FileEntry,
+    RunManifest,
+    commit,
+    digest,
+    find,
+    load,
+    write_file,
+)
+from pipeline.storage import Storage
+from pipeline.worker import METRICS, Job, train_worker
+
+MAX_WORKER_FAILURES = 3
+POLL_S = 0.2
+
+
+def train(settings: Train) -> RunManifest:
+    """Trains, or finds the finished run of the same settings, and returns its manifest.
+
+    A run that was interrupted goes on from its last checkpoint. Raises ResourcesMissing before
+    anything starts where the cluster lacks what was asked for, TrainingFailed where the loss
+    diverged.
+    """
+    storage = Storage(settings.root)
+    make = "python -m pipeline preprocess"
+    dataset = load(storage, f"datasets/{settings.dataset}", DatasetManifest, make=make)
+    training = settings.train
+    run = f"{training.recipe}-{digest(dataset.ref, training.model_dump(mode='json'))}"
+    folder = f"runs/{run}"
+    if settings.force:
+        storage.delete(f"{folder}/{RunManifest.file_name}")
+        checkpoints.clear(storage, folder)
+    elif done := find(storage, folder, RunManifest):
+        say(f"run {done.run} is there already")
+        return done
+    with cluster.connected():
+        job = Job(storage, dataset, training, folder, _device(training))
+        result = _fit(job)
+    config = json.dumps(training.model_dump(mode="json") | {"device": job.device}, indent=2)
+    lines = "".join(json.dumps(line) + "\n" for line in result["metrics"])
+    manifest = RunManifest(
+        caveat=dataset.caveat,
+        run=run,
+        dataset=dataset.ref,
+        image=dataset.image,
+        training=training.model_dump(mode="json"),
+        metrics=result["metrics"][-1],
+        checkpoint=result["checkpoint"]["path"],
+        files=(
+            write_file(storage, folder, "config.json", config.encode()),
+            write_file(storage, folder, METRICS, lines.encode()),
+            FileEntry(**result["checkpoint"]),
+        ),
+    )
+    commit(storage, folder, manifest)
+    return manifest
+
+
+def _device(training: Training) -> str:
+    """The device of the workers, after a check that the cluster can hold them all."""
+    gpus = cluster.num_gpus()
+    device = training.device
+    if device == "auto":
+        device = "cuda" if gpus >= training.num_workers else "cpu"
+    workers = training.num_workers
+    cluster.require(cpus=workers, gpus=workers if device == "cuda" else 0)
+    return device
+
+
+def _fit(job: Job) -> dict[str, Any]:
+    """Runs the workers to the end and returns what rank 0 did."""
+    attempt = f".attempt-{uuid.uuid4().hex}"
+    marker = f"{job.folder}/{attempt}/shared"
+    job.storage.write(marker, b"")
+    if job.storage.is_local:
+        cluster.require_shared(job.storage.uri(marker))
+    trainer = TorchTrainer(
+        _work,  # type: ignore[arg-type]
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=job.training.num_workers,
+            use_gpu=job.device == "cuda",
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if job.device == "cuda" else {}),
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name=attempt,
+            storage_path=job.storage.uri(job.folder),
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
+            ),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with _shown(job):
+            result = trainer.fit().return_value  # type: ignore[attr-defined]
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, UserError):
+                raise cause from None
+        raise
+    finally:
+        job.storage.delete(f"{job.folder}/{attempt}")
+    assert isinstance(result, dict)
+    if epoch := result.get("diverged"):
+        raise TrainingFailed(
+            f"The loss stopped being a finite number in epoch {epoch}. Try a smaller "
+            f"--train.learning-rate than {job.training.learning_rate}."
+        )
+    return result
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any]:
+    return train_worker(config["job"])
+
+
+@contextmanager
+def _shown(job: Job) -> Iterator[None]:
+    """Shows the epochs of a run while the block runs, from the lines that its worker writes."""
+    done = threading.Event()
+    with progress("train", total=job.training.epochs) as show:
+
+        def follow() -> None:
+            while not done.wait(POLL_S):
+                for line in _last_line(job):
+                    detail = (
+                        f"epochs  loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
+                        f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
+                    )
+                    show(int(line["epoch"]), detail)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _last_line(job: Job) -> list[dict[str, float]]:
+    try:
+        lines = job.storage.read(f"{job.folder}/{METRICS}").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(lines[-1])] if lines else []
