@@ -27,12 +27,14 @@ _INDEX = TypeAdapter(tuple[FileEntry, ...])
 
 
 class State(NamedTuple):
-    """All that training needs to go on after `epoch` epochs; random numbers follow the seed."""
+    """All that training needs to go on after `epoch` epochs; random numbers follow the seed.
+
+    No times are in it, so the same training gives the same bytes.
+    """
 
     epoch: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
-    metrics: list[dict[str, float]]
 
 
 def save(storage: Storage, folder: str, state: State) -> FileEntry:

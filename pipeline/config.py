@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -100,11 +101,12 @@ class Training(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs where the cluster has one for each worker."""
 
-    @model_validator(mode="after")
-    def _check_weight_decay(self) -> Training:
-        if self.weight_decay and self.optimizer == "sgd":
-            raise ValueError("weight decay needs the optimizer adamw")
-        return self
+    @field_validator("weight_decay")
+    @classmethod
+    def _check_weight_decay(cls, weight_decay: float, info: ValidationInfo) -> float:
+        if weight_decay and info.data.get("optimizer") == "sgd":
+            raise ValueError("needs --train.optimizer adamw")
+        return weight_decay
 
 
 RECIPES = {

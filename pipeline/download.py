@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import requests
+import urllib3
 
 from pipeline.console import progress, warn
 from pipeline.contract import StorageError
@@ -41,7 +42,7 @@ def download(urls: Sequence[str], path: Path, sha256: str | None = None) -> None
         for _ in range(ATTEMPTS_PER_MIRROR):
             try:
                 _fetch(url, part)
-            except requests.RequestException as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = _reason(error)
             else:
                 if sha256 is None or sha256 == (found := _sha256(part)):
@@ -67,7 +68,8 @@ def _fetch(url: str, part: Path) -> None:
         total = done + int(reply.headers.get("Content-Length", 0))
         name = url.rsplit("/", 1)[-1]
         with part.open("ab" if resumed else "wb") as file, progress(name, total=total) as bar:
-            for block in reply.iter_content(BLOCK_BYTES):
+            # read1 hands over what has come before it reports that no more will.
+            while block := reply.raw.read1(BLOCK_BYTES):
                 file.write(block)
                 done += len(block)
                 bar(done, "bytes")
@@ -80,7 +82,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reason(error: requests.RequestException) -> str:
-    if error.response is not None:
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"status {error.response.status_code}"
     return type(error).__name__ if len(str(error)) > 80 else str(error)

@@ -104,7 +104,7 @@ def open_source(data: Data) -> Source:
             "Give the folder of its IDX files by --data.source."
         )
     if data.source is not None and not data.source.startswith(("http://", "https://")):
-        return _open_folder(data.source.removeprefix("file://"), data.name, profile)
+        return _open_folder(data.source, data.name, profile)
     cache = Path(data.cache).expanduser()
     try:
         folder = _download(data, profile, cache)

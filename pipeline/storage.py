@@ -20,6 +20,7 @@ class Storage:
     """Files under one root, by relative path. Pickles as its root, so Ray can send it anywhere."""
 
     def __init__(self, root: str) -> None:
+        root = root.removeprefix("file://")
         self.is_local = "://" not in root
         try:
             if self.is_local:

@@ -40,7 +40,7 @@ from pipeline.manifest import (
     write_file,
 )
 from pipeline.storage import Storage
-from pipeline.worker import METRICS, Job, train_worker
+from pipeline.worker import Job, read_metrics, train_worker, write_metrics
 
 MAX_WORKER_FAILURES = 3
 POLL_S = 0.2
@@ -69,7 +69,6 @@ def train(settings: Train) -> RunManifest:
         job = Job(storage, dataset, training, folder, _device(training))
         result = _fit(job)
     config = json.dumps(training.model_dump(mode="json") | {"device": job.device}, indent=2)
-    lines = "".join(json.dumps(line) + "\n" for line in result["metrics"])
     manifest = RunManifest(
         caveat=dataset.caveat,
         run=run,
@@ -80,7 +79,7 @@ def train(settings: Train) -> RunManifest:
         checkpoint=result["checkpoint"]["path"],
         files=(
             write_file(storage, folder, "config.json", config.encode()),
-            write_file(storage, folder, METRICS, lines.encode()),
+            write_metrics(storage, folder, result["metrics"]),
             FileEntry(**result["checkpoint"]),
         ),
     )
@@ -155,7 +154,7 @@ def _shown(job: Job) -> Iterator[None]:
 
         def follow() -> None:
             while not done.wait(POLL_S):
-                for line in _last_line(job):
+                for line in read_metrics(job.storage, job.folder)[-1:]:
                     detail = (
                         f"epochs  loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
                         f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
@@ -169,11 +168,3 @@ def _shown(job: Job) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-
-
-def _last_line(job: Job) -> list[dict[str, float]]:
-    try:
-        lines = job.storage.read(f"{job.folder}/{METRICS}").splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(lines[-1])] if lines else []

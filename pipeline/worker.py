@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoints, shards
 from pipeline.config import Training
-from pipeline.manifest import DatasetManifest
+from pipeline.manifest import DatasetManifest, FileEntry, write_file
 from pipeline.model import Mlp
 from pipeline.storage import Storage
 
@@ -52,8 +52,7 @@ def train_worker(job: Job) -> dict[str, Any]:
             return {"diverged": worker.epoch}
         worker.metrics.append(line)
         if worker.rank == 0:
-            lines = "".join(json.dumps(line) + "\n" for line in worker.metrics)
-            job.storage.write(f"{job.folder}/{METRICS}", lines.encode())
+            write_metrics(job.storage, job.folder, worker.metrics)
             if worker.epoch % job.training.checkpoint_every == 0:
                 checkpoints.save(job.storage, job.folder, worker.state())
     if worker.rank != 0:
@@ -79,14 +78,15 @@ class Worker:
         self.optimizer = self._make_optimizer()
         self.epoch, self.metrics = 0, list[dict[str, float]]()
         if state := checkpoints.newest(job.storage, job.folder):
-            self.epoch, self.metrics = state.epoch, state.metrics
+            self.epoch = state.epoch
+            self.metrics = read_metrics(job.storage, job.folder)[: state.epoch]
             self.model.load_state_dict(state.model)
             self.optimizer.load_state_dict(state.optimizer)
 
     def state(self) -> checkpoints.State:
         """All that is needed to go on from here, on any device."""
         model = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
-        return checkpoints.State(self.epoch, model, self.optimizer.state_dict(), self.metrics)
+        return checkpoints.State(self.epoch, model, self.optimizer.state_dict())
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over `train`, then `val`; returns the line for metrics.jsonl."""
@@ -182,6 +182,20 @@ class Worker:
             return torch.optim.SGD([self.parameters], lr=rate)
         decay = self.training.weight_decay
         return torch.optim.AdamW([self.parameters], lr=rate, weight_decay=decay, fused=True)
+
+
+def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> FileEntry:
+    """Writes metrics.jsonl whole, a line an epoch: before the checkpoint of its last epoch."""
+    lines = "".join(json.dumps(line) + "\n" for line in metrics)
+    return write_file(storage, folder, METRICS, lines.encode())
+
+
+def read_metrics(storage: Storage, folder: str) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl so far."""
+    try:
+        return [json.loads(line) for line in storage.read(f"{folder}/{METRICS}").splitlines()]
+    except FileNotFoundError:
+        return []
 
 
 def flatten(model: nn.Module) -> nn.Parameter:

@@ -1,0 +1,67 @@
+"""One Ray for the whole session, and the artifacts of one small run that tests may read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import cluster
+from pipeline.config import Data, Evaluate, Export, Preprocess, Train, Training
+from pipeline.evaluate import evaluate
+from pipeline.export import export
+from pipeline.manifest import DatasetManifest, EvaluationManifest, ModelManifest, RunManifest
+from pipeline.preprocess import preprocess
+from pipeline.storage import Storage
+from pipeline.train import train
+from tests.data import write_source
+
+TRAINING = Training(hidden_sizes=(16,), epochs=4, batch_size=50, learning_rate=0.01, device="cpu")
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """A small run from end to end, made once; read only."""
+
+    root: str
+    storage: Storage
+    data: Data
+    dataset: DatasetManifest
+    run: RunManifest
+    model: ModelManifest
+    evaluation: EvaluationManifest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    with cluster.connected():
+        yield
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def artifacts(
+    ray_session: None, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Artifacts:
+    root = str(tmp_path_factory.mktemp("artifacts"))
+    data = Data(name="bars", source=str(source), rows_per_shard=200)
+    dataset = preprocess(Preprocess(root=root, data=data))
+    run = train(Train(root=root, dataset=dataset.ref, train=TRAINING))
+    model = export(Export(root=root, run=run.run))
+    evaluation = evaluate(Evaluate(root=root, model=model.ref))
+    return Artifacts(root, Storage(root), data, dataset, run, model, evaluation)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> str:
+    folder = os.environ.get("MNIST_DIR")
+    if not folder:
+        pytest.skip("MNIST_DIR is not set: give the folder of the four MNIST files")
+    return folder

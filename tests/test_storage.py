@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipeline.contract import StorageError
+from pipeline.storage import Storage
+
+
+def test_what_was_written_is_read_and_replaces_what_was_there(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("a/b", b"one")
+    storage.write("a/b", b"two")
+    assert storage.read("a/b") == b"two"
+    assert os.listdir(tmp_path / "a") == ["b"]
+
+
+def test_a_missing_file_is_no_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Storage(str(tmp_path)).read("a")
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("file", b"old")
+    with pytest.raises(TypeError):
+        storage.write("file", "not bytes")  # type: ignore[arg-type]
+    assert storage.read("file") == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_path_through_a_file_is_an_error_that_says_so(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("file", b"")
+    with pytest.raises(StorageError, match=r"Could not write .*file/below: "):
+        storage.write("file/below", b"")
+
+
+def test_an_unknown_uri_is_an_error() -> None:
+    with pytest.raises(StorageError, match="is not a folder or a known URI"):
+        Storage("gopher://somewhere")
+
+
+def test_deleting_works_on_files_on_folders_and_on_nothing(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write("folder/file", b"")
+    storage.delete("folder/file")
+    storage.delete("folder")
+    storage.delete("folder")
+    assert not storage.exists("folder")
+
+
+def test_it_pickles_as_its_absolute_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = pickle.loads(pickle.dumps(Storage("here")))
+    monkeypatch.chdir("/")
+    copy.write("file", b"x")
+    assert (tmp_path / "here" / "file").read_bytes() == b"x"
+
+
+def test_a_file_uri_is_a_root(tmp_path: Path) -> None:
+    storage = Storage(tmp_path.as_uri())
+    storage.write("a/b", b"x")
+    assert (tmp_path / "a" / "b").read_bytes() == b"x"

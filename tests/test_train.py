@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoints import load_model, newest
+from pipeline.config import Preprocess, Train, Training
+from pipeline.contract import ArtifactMissing, ResourcesMissing, TrainingFailed
+from pipeline.manifest import RunManifest
+from pipeline.preprocess import preprocess
+from pipeline.storage import Storage
+from pipeline.train import train
+from tests.conftest import TRAINING, Artifacts
+
+
+@pytest.fixture
+def root(artifacts: Artifacts, tmp_path: Path) -> str:
+    preprocess(Preprocess(root=str(tmp_path), data=artifacts.data))
+    return str(tmp_path)
+
+
+def run(root: str, artifacts: Artifacts, training: Training = TRAINING) -> RunManifest:
+    return train(Train(root=root, dataset=artifacts.dataset.ref, train=training))
+
+
+def test_it_learns_and_leaves_a_line_for_every_epoch(artifacts: Artifacts) -> None:
+    text = artifacts.storage.read(f"runs/{artifacts.run.run}/metrics.jsonl")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["val_accuracy"] > 0.95
+    assert set(lines[0]) == {
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "images_per_s",
+        "data_wait_s",
+    }
+    assert lines[-1] == artifacts.run.metrics
+
+
+def test_the_last_checkpoint_of_a_finished_run_holds_its_weights(artifacts: Artifacts) -> None:
+    config = json.loads(artifacts.storage.read(f"runs/{artifacts.run.run}/config.json"))
+    assert config["device"] == "cpu"
+    state = newest(artifacts.storage, f"runs/{artifacts.run.run}")
+    assert state is not None
+    assert state.epoch == 4
+    torch.testing.assert_close(
+        dict(load_model(artifacts.storage, artifacts.run).state_dict()), state.model
+    )
+
+
+def test_the_same_settings_give_the_same_bits(root: str, artifacts: Artifacts) -> None:
+    assert checkpoint(run(root, artifacts)) == checkpoint(artifacts.run)
+
+
+def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) -> None:
+    batch = {"batch_size": 47, "epochs": 2}
+    one = run(root, artifacts, TRAINING.model_copy(update=batch))
+    two = run(root, artifacts, TRAINING.model_copy(update={**batch, "num_workers": 2}))
+    storage = Storage(root)
+    torch.testing.assert_close(
+        dict(load_model(storage, two).state_dict()), dict(load_model(storage, one).state_dict())
+    )
+    assert two.metrics["val_accuracy"] == one.metrics["val_accuracy"]
+    assert two.metrics["loss"] == pytest.approx(one.metrics["loss"])
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(
+    root: str, artifacts: Artifacts
+) -> None:
+    training = TRAINING.model_copy(update={"checkpoint_every": 1})
+    whole = run(root, artifacts, training)
+    storage, folder = Storage(root), f"runs/{whole.run}"
+    lines = storage.read(f"{folder}/metrics.jsonl").splitlines()
+    storage.delete(f"{folder}/manifest.json")
+    storage.write(f"{folder}/{whole.checkpoint}", b"cut short")
+    again = run(root, artifacts, training)
+    assert checkpoint(again) == checkpoint(whole)
+    assert storage.read(f"{folder}/metrics.jsonl").splitlines()[:3] == lines[:3]
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(
+    root: str, artifacts: Artifacts
+) -> None:
+    with pytest.raises(ResourcesMissing, match="99 CPUs were asked for, but the cluster has"):
+        run(root, artifacts, TRAINING.model_copy(update={"num_workers": 99}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_refused_at_once(root: str, artifacts: Artifacts) -> None:
+    with pytest.raises(ResourcesMissing, match="1 GPUs were asked for, but the cluster has 0"):
+        run(root, artifacts, TRAINING.model_copy(update={"device": "cuda"}))
+
+
+def test_a_loss_that_diverges_ends_the_run_without_a_result(
+    root: str, artifacts: Artifacts
+) -> None:
+    training = Training(recipe="seed", optimizer="sgd", learning_rate=1e30, epochs=2, device="cpu")
+    with pytest.raises(TrainingFailed, match="Try a smaller --train.learning-rate"):
+        run(root, artifacts, training)
+    assert not list(Path(root).glob("runs/*/manifest.json"))
+
+
+def test_an_unknown_dataset_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissing, match="Make it first: python -m pipeline preprocess"):
+        train(Train(root=str(tmp_path), dataset="bars/000000000000"))
+
+
+def checkpoint(manifest: RunManifest) -> str:
+    return manifest.file(manifest.checkpoint).sha256
