@@ -8,44 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.contract import SettingError
+from pipeline.settings import Settings
 
 SAMPLE = "mnist-sample"
 """Name of the data set, and so of the model, that the built-in sample of MNIST makes."""
-
-
-class Settings(BaseModel):
-    """Frozen and self-checking; a wrong value is a SettingError that names its flag."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    flag_prefix: ClassVar[str] = ""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explain(cls, values: Any, check: ModelWrapValidatorHandler[Settings]) -> Settings:
-        try:
-            return check(values)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = str(problem["loc"][0]) if problem["loc"] else ""
-            flag = f"--{cls.flag_prefix}{field.replace('_', '-')}" if field else cls.__name__
-            reason = problem["msg"].removeprefix("Value error, ")
-            given = f" is {problem['input']!r}" if field else ""
-            raise SettingError(f"{flag}{given}: {reason}.") from None
 
 
 class Data(Settings):
@@ -78,7 +49,7 @@ class Training(Settings):
     recipe: tyro.conf.Suppress[str] = "fast"
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     """Units of each hidden layer."""
-    epochs: int = Field(default=14, ge=1)
+    epochs: int = Field(default=10, ge=1)
     """Passes over `train`."""
     batch_size: int = Field(default=256, ge=1)
     """Examples a step, over all workers together."""

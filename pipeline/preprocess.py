@@ -46,7 +46,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
         )
         entries = []
         with progress("preprocess", total=sum(plan.rows.values())) as show:
-            for entry in work.iter_rows():
+            for entry in cluster.results(work):
                 entries.append(FileEntry(**entry))
                 show(sum(entry.rows or 0 for entry in entries), "images")
     manifest = plan.model_copy(update={"files": tuple(sorted(entries, key=lambda e: e.path))})

@@ -87,10 +87,13 @@ def _summarize(
     if answer:
         table.add_row("over HTTP", f"a {answer.label} was taken for a {answer.prediction}")
     folder = registry.folder(model.name, model.version)
-    table.add_row("model", storage.uri(f"{folder}/model.onnx"))
-    table.add_row("report", storage.uri(f"{folder}/report.html"))
-    table.add_row("scores", storage.uri(f"scores/{model.ref}"))
     console.print(table)
+    console.print(
+        f"model   {storage.uri(folder)}/model.onnx\n"
+        f"report  {storage.uri(folder)}/report.html\n"
+        f"scores  {storage.uri(f'scores/{model.ref}')}\n",
+        markup=False,
+    )
     if model.caveat:
         warn(model.caveat)
     root = shlex.quote(storage.uri())

@@ -88,7 +88,7 @@ def _score(
         )
         entries: list[FileEntry] = []
         with progress("score", total=rows.num_rows) as show:
-            for entry in work.iter_rows():
+            for entry in cluster.results(work):
                 entries.append(FileEntry(**entry))
                 show(sum(entry.rows or 0 for entry in entries), "rows")
     return entries

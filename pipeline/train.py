@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
 from typing import Any
 
 from ray.train import (
@@ -123,8 +122,7 @@ def _fit(job: Job) -> dict[str, Any]:
         ),
     )
     try:
-        with _shown(job):
-            result = trainer.fit().return_value  # type: ignore[attr-defined]
+        result = _watch(trainer, job)
     except WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "_base_exc", failure)
@@ -133,7 +131,6 @@ def _fit(job: Job) -> dict[str, Any]:
         raise
     finally:
         job.storage.delete(f"{job.folder}/{attempt}")
-    assert isinstance(result, dict)
     if epoch := result.get("diverged"):
         raise TrainingFailed(
             f"The loss stopped being a finite number in epoch {epoch}. Try a smaller "
@@ -146,25 +143,28 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     return train_worker(config["job"])
 
 
-@contextmanager
-def _shown(job: Job) -> Iterator[None]:
-    """Shows the epochs of a run while the block runs, from the lines that its worker writes."""
-    done = threading.Event()
-    with progress("train", total=job.training.epochs) as show:
+def _watch(trainer: TorchTrainer, job: Job) -> dict[str, Any]:
+    """Runs `fit` and shows the epochs, from the lines that the worker writes, as they end.
 
-        def follow() -> None:
-            while not done.wait(POLL_S):
-                for line in read_metrics(job.storage, job.folder)[-1:]:
-                    detail = (
-                        f"epochs  loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
-                        f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
-                    )
-                    show(int(line["epoch"]), detail)
+    `fit` runs in a thread because in the main one it would take SIGINT over, and keep it.
+    """
+    outcome: Future[Any] = Future()
 
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
+    def fit() -> None:
         try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+            outcome.set_result(trainer.fit().return_value)  # type: ignore[attr-defined]
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True).start()
+    with progress("train", total=job.training.epochs) as show:
+        while wait([outcome], timeout=POLL_S).not_done:
+            for line in read_metrics(job.storage, job.folder)[-1:]:
+                detail = (
+                    f"epochs  loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
+                    f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
+                )
+                show(int(line["epoch"]), detail)
+    result = outcome.result()
+    assert isinstance(result, dict)
+    return result

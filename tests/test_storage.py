@@ -27,7 +27,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Pa
     storage = Storage(str(tmp_path))
     storage.write("file", b"old")
     with pytest.raises(TypeError):
-        storage.write("file", "not bytes")  # type: ignore[arg-type]
+        storage.write("file", "not bytes")
     assert storage.read("file") == b"old"
     assert os.listdir(tmp_path) == ["file"]
 

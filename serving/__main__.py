@@ -1,0 +1,118 @@
+"""`python -m serving`: a model over HTTP on this machine, until Ctrl-C or SIGTERM.
+
+Prints one line on stdout when it answers: serving NAME/VERSION at URL. Exits 0 when it was asked to
+stop, and 2 with one line on stderr for what the user can mend.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+import tyro
+
+from pipeline.contract import SettingError, UserError
+from serving.settings import ServerSettings, pinned
+
+APP = "default"
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    _stop_on_signals()
+    try:
+        serve_until_stopped(tyro.cli(ServerSettings, prog="python -m serving"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    except SystemExit as error:
+        # While Ray starts, it answers SIGTERM by a handler of its own.
+        if error.code != signal.SIGTERM:
+            raise
+    return 0
+
+
+def serve_until_stopped(settings: ServerSettings) -> None:
+    """Serves until a signal raises KeyboardInterrupt; then ends what it started."""
+    app_settings = pinned(settings)
+    port = _free_port(settings.host, settings.port)
+    # These take two seconds, which no --help and no wrong setting need wait for.
+    from ray import serve
+
+    from pipeline import cluster
+    from serving.app import LOGGING, build_app
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with cluster.connected():
+        # Ray has put its own handler in the place of ours.
+        _stop_on_signals()
+        cluster.require(cpus=app_settings.num_replicas)
+        if serve.status().proxies:
+            raise SettingError(
+                "The Ray cluster at RAY_ADDRESS runs Serve already. Use serve deploy "
+                "infra/serve.yaml there, or unset RAY_ADDRESS for a server of its own."
+            )
+        try:
+            serve.start(http_options={"host": settings.host, "port": port}, logging_config=LOGGING)
+            serve.run(build_app(app_settings), name=APP)
+            _announce(app_settings.model, f"http://{settings.host}:{port}")
+            _wait_for_signal()
+            serve.delete(APP)
+        finally:
+            if os.environ.get("RAY_ADDRESS"):
+                serve.shutdown()
+
+
+def _wait_for_signal() -> None:
+    try:
+        while True:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+
+
+def _announce(model: str, url: str) -> None:
+    print(f"serving {model} at {url}", flush=True)
+    print(
+        f"Try: curl --data-binary @digit.png {url}/predict (Ctrl-C stops the server; "
+        "what it logs is under /tmp/ray/session_latest/logs/serve)",
+        file=sys.stderr,
+    )
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; SettingError where another process listens on it.
+
+    Ray's proxies share ports, so without this a second server would take half of the requests.
+    """
+    try:
+        with socket.create_server((host, port)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise SettingError(
+            f"Cannot listen at --host {host} --port {port}: {error.strerror}. "
+            "Give another --port, or 0 for a free one."
+        ) from None
+
+
+def _stop_on_signals() -> None:
+    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt; more of them disturb no clean-up."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The server as its users start it: a process of its own, with a Ray of its own."""
+
+from __future__ import annotations
+
+import io
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from pipeline.manifest import ModelManifest
+from pipeline.predictor import Predictor
+from pipeline.storage import Storage
+from tests.models import STRIPES, publish, stripe
+from tests.processes import Command
+
+
+@dataclass(frozen=True)
+class Server:
+    command: Command
+    process: subprocess.Popen[str]
+    line: str
+    storage: Storage
+    model: ModelManifest
+
+    def url(self, path: str) -> str:
+        return self.line.split(" at ")[1].strip() + path
+
+
+def serving(*flags: object) -> Command:
+    return Command(sys.executable, "-m", "serving", *flags)
+
+
+def refused(root: Path, *flags: str) -> str:
+    """The one line of a server that does not start."""
+    done = serving("--root", root, *flags).run()
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def python(code: str) -> bool:
+    """Whether this code runs without error in a fresh process."""
+    return subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    storage = Storage(str(tmp_path_factory.mktemp("root")))
+    model = publish(storage)
+    command = serving("--root", storage.root, "--model", "stripes/production", "--port", "0")
+    with command.started() as process:
+        assert process.stdout is not None
+        yield Server(command, process, process.stdout.readline(), storage, model)
+
+
+def infer(server: Server, images: Any) -> Any:
+    data = {"datatype": "UINT8", "shape": list(images.shape), "data": images.tolist()}
+    body = {"inputs": [{"name": "image", **data}]}
+    return requests.post(server.url("/v2/models/stripes/infer"), json=body, timeout=30)
+
+
+def test_the_ready_line_names_model_and_address(server: Server) -> None:
+    assert server.line.startswith(f"serving {server.model.ref} at http://127.0.0.1:")
+
+
+def test_metadata(server: Server) -> None:
+    assert requests.get(server.url("/v2"), timeout=30).json()["name"] == "ray-onnx-pipeline"
+    model = requests.get(server.url("/v2/models/stripes"), timeout=30).json()
+    assert model["versions"] == [server.model.version]
+
+
+def test_infer_answers_as_the_predictor(server: Server) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, *STRIPES.shape), np.uint8)
+    expected = Predictor(server.storage, server.model).predict(images)
+    probabilities, prediction = infer(server, images).json()["outputs"]
+    np.testing.assert_array_equal(probabilities["data"], expected.probabilities.ravel())
+    np.testing.assert_array_equal(prediction["data"], expected.prediction)
+
+
+def test_predict_takes_a_png(server: Server) -> None:
+    file = io.BytesIO()
+    Image.fromarray(stripe(1)).save(file, "PNG")
+    answer = requests.post(server.url("/predict"), data=file.getvalue(), timeout=30).json()
+    assert (answer["prediction"], answer["class_name"]) == (1, "middle")
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "status"),
+    [
+        ("/nothing", 0, 404),
+        ("/v2/models/other/infer", 0, 404),
+        ("/predict", 10, 415),
+        ("/predict", 17 << 20, 413),
+    ],
+)
+def test_errors_have_one_form(server: Server, path: str, size: int, status: int) -> None:
+    response = requests.post(server.url(path), data=bytes(size), timeout=30)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+
+
+def test_many_clients_get_their_own_answers(server: Server) -> None:
+    def ask(k: int) -> None:
+        images = np.stack([stripe((k + i) % 3) for i in range(k + 1)])
+        answers[k] = infer(server, images).json()["outputs"][1]["data"]
+
+    answers: dict[int, list[int]] = {}
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {k: [(k + i) % 3 for i in range(k + 1)] for k in range(12)}
+
+
+def test_sigterm_ends_it_and_all_it_started(server: Server) -> None:
+    assert server.command.left()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=30) == 0
+    assert server.process.stdout is not None
+    assert server.process.stdout.read() == ""
+    assert server.command.left() == []
+
+
+def test_an_unknown_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    message = refused(tmp_path, "--model", "stripes/production")
+    assert "'stripes' has no alias 'production'" in message
+
+
+def test_a_damaged_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    model = publish(storage)
+    storage.write(f"models/{model.ref}/model.onnx", b"not a model")
+    assert "its manifest says" in refused(tmp_path, "--model", model.ref)
+
+
+def test_a_port_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = publish(Storage(str(tmp_path)))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        message = refused(tmp_path, "--model", model.ref, "--port", port)
+    assert f"Cannot listen at --host 127.0.0.1 --port {port}" in message
+
+
+def test_a_wrong_setting_is_refused_in_one_line(tmp_path: Path) -> None:
+    assert "--num-replicas is 0" in refused(tmp_path, "--num-replicas", "0")
+
+
+def test_serving_imports_no_torch() -> None:
+    assert python("import sys, serving.app, serving.__main__; assert 'torch' not in sys.modules")
+
+
+def test_serve_sees_the_settings_that_the_builder_takes() -> None:
+    assert python("from serving.app import build_app as f; f.__annotations__['settings'].__mro__")

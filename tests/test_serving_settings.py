@@ -1,0 +1,26 @@
+import pytest
+
+from pipeline.contract import SettingError
+from serving.settings import AppSettings, ServerSettings
+
+
+def test_a_wrong_setting_is_explained_by_its_flag() -> None:
+    with pytest.raises(SettingError, match="^--max-batch-rows is 0: .* greater than or equal to 1"):
+        AppSettings(max_batch_rows=0)
+    with pytest.raises(SettingError, match="^--port is 65536: "):
+        ServerSettings(port=65536)
+    with pytest.raises(SettingError, match="^--modle is 'm/1': "):
+        AppSettings.model_validate({"modle": "m/1"})
+
+
+def test_a_queue_holds_the_largest_request() -> None:
+    with pytest.raises(SettingError, match="^--max-queue-rows is 10: must hold a whole request"):
+        AppSettings(max_queue_rows=10, max_request_rows=20)
+
+
+def test_the_environment_names_root_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_ROOT", "s3://bucket/root")
+    monkeypatch.setenv("PIPELINE_MODEL", "kmnist/best")
+    settings = AppSettings()
+    assert (settings.root, settings.model) == ("s3://bucket/root", "kmnist/best")
+    assert AppSettings(model="mnist/production").model == "mnist/production"

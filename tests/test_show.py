@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.config import Show
+from pipeline.contract import SettingError
+from pipeline.show import draw, show
+from tests.conftest import Artifacts
+
+
+def test_a_model_is_shown_with_its_table_its_graph_and_a_digit(
+    artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(Show(root=artifacts.root, model=artifacts.model.ref, index=3))
+    out = capsys.readouterr().out
+    assert "Total parameters: 1,987" in out
+    assert "Total parameters memory: 7,948 bytes" in out
+    assert "flowchart TD" in out
+    assert "true label" in out
+    assert "by hand in numpy: at most" in out
+
+
+def test_an_image_beyond_the_split_is_refused(artifacts: Artifacts) -> None:
+    with pytest.raises(SettingError, match="--index is 90, but `test` has 90 images"):
+        show(Show(root=artifacts.root, model=artifacts.model.ref, index=90))
+
+
+def test_black_is_nothing_and_white_is_full() -> None:
+    image = np.array([[0, 255], [255, 0], [0, 0]], np.uint8)
+    assert draw(image) == "  ██\n██\n"
