@@ -47,7 +47,10 @@ def connected() -> Iterator[None]:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
+            # Without it, Ray joins whatever cluster was last started on this machine.
+            address="local",
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.WARNING,

@@ -5,7 +5,9 @@ python -m pipeline run fast
 
 from __future__ import annotations
 
+import importlib
 import shlex
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,45 +17,45 @@ from rich.table import Table
 from pipeline import cluster, registry
 from pipeline.config import Evaluate, Export, Preprocess, Run, Score, Train
 from pipeline.console import console, warn
-from pipeline.evaluate import evaluate
-from pipeline.export import export
 from pipeline.manifest import EvaluationManifest, ModelManifest
-from pipeline.preprocess import preprocess
-from pipeline.score import score
 from pipeline.serving_check import Answer, ask_server
 from pipeline.storage import Storage
-from pipeline.train import train
 
 ALIAS = "production"
 
 
 def run(settings: Run) -> str:
     """Runs every stage, promotes the model version, and returns its name."""
+    # The stages are imported where they are used, by this thread or by one that goes ahead: torch
+    # and the rest take 4 s, in which Ray can start.
+    threading.Thread(target=_import_stages, daemon=True).start()
     root, force = settings.root, settings.force
     storage = Storage(root)
     times: dict[str, float] = {}
     with cluster.shared():
         with _timed("preprocess", times):
+            from pipeline.preprocess import preprocess
+
             dataset = preprocess(Preprocess(root=root, data=settings.data, force=force))
         with _timed("train", times):
+            from pipeline.train import train
+
             trained = train(
                 Train(root=root, dataset=dataset.ref, train=settings.train, force=force)
             )
         with _timed("export", times):
+            from pipeline.export import export
+
             model = export(Export(root=root, run=trained.run, force=force))
         with _timed("evaluate", times):
+            from pipeline.evaluate import evaluate
+
             evaluation = evaluate(Evaluate(root=root, model=model.ref, force=force))
         with _timed("score", times):
-            scores = storage.uri(f"scores/{model.ref}")
-            score(
-                Score(
-                    root=root,
-                    model=model.ref,
-                    input=f"{dataset.ref}/test",
-                    output=scores,
-                    force=force,
-                )
-            )
+            from pipeline.score import score
+
+            test, output = f"{dataset.ref}/test", storage.uri(f"scores/{model.ref}")
+            score(Score(root=root, model=model.ref, input=test, output=output, force=force))
     registry.promote(storage, model.ref, ALIAS)
     answer = None
     if settings.check_serving:
@@ -61,6 +63,11 @@ def run(settings: Run) -> str:
             answer = ask_server(storage, model, dataset)
     _summarize(storage, model, evaluation, times, answer)
     return model.ref
+
+
+def _import_stages() -> None:
+    for stage in ("preprocess", "train", "export", "evaluate", "score"):
+        importlib.import_module(f"pipeline.{stage}")
 
 
 @contextmanager

@@ -23,6 +23,9 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 
 from pipeline import checkpoints, cluster
 from pipeline.config import Train, Training
@@ -104,8 +107,8 @@ def _fit(job: Job) -> dict[str, Any]:
     job.storage.write(marker, b"")
     if job.storage.is_local:
         cluster.require_shared(job.storage.uri(marker))
-    trainer = TorchTrainer(
-        _work,  # type: ignore[arg-type]
+    trainer = Trainer(
+        train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=job.training.num_workers,
@@ -139,8 +142,16 @@ def _fit(job: Job) -> dict[str, Any]:
     return result
 
 
-def _work(config: dict[str, Any]) -> dict[str, Any]:
-    return train_worker(config["job"])
+class Trainer(TorchTrainer):
+    """TorchTrainer without the actor that watches over placement groups.
+
+    It is for drivers that outlive their controller, which ours does not; and in Ray 2.60 stopping
+    it takes 12 s, as it waits for a thread that waits for it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 def _watch(trainer: TorchTrainer, job: Job) -> dict[str, Any]:

@@ -37,13 +37,14 @@ class Job:
     device: str
 
 
-def train_worker(job: Job) -> dict[str, Any]:
-    """Trains from the last checkpoint, or from the start, to the end.
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains `config["job"]` from the last checkpoint, or from the start, to the end.
 
     Returns `metrics` (a line an epoch) and `checkpoint` (the last one's entry); or `diverged`, the
     epoch in which the loss stopped being finite. Float additions aside, the result is the same for
     any number of workers; for one number of workers on CPU, it is the same to the bit.
     """
+    job: Job = config["job"]
     torch.set_num_threads(1)
     worker = Worker(job)
     while worker.epoch < job.training.epochs:
