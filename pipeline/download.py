@@ -29,31 +29,40 @@ def download(urls: Sequence[str], path: Path, sha256: str | None = None) -> None
     """
     if path.exists():
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The download cache {path.parent} cannot be made: {error.strerror}. "
-            "Give another one by --data.cache."
-        ) from None
     part = path.with_name(f"{path.name}.part")
     reasons: list[str] = []
     for url in urls:
-        for _ in range(ATTEMPTS_PER_MIRROR):
-            try:
-                _fetch(url, part)
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                reason = _reason(error)
-            else:
-                if sha256 is None or sha256 == (found := _sha256(part)):
-                    part.replace(path)
-                    return
-                part.unlink()
-                reason = f"content has sha256 {found[:12]}, not {sha256[:12]}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            reason = _try(url, part, sha256)
+            if reason is None:
+                part.replace(path)
+                return
+        except OSError as error:
+            raise StorageError(
+                f"The download cache {path.parent} cannot be written: {error.strerror or error}. "
+                "Give another one by --data.cache."
+            ) from None
         reasons.append(f"{url}: {reason}")
         if url != urls[-1]:
             warn(f"{reasons[-1]}; trying the next mirror")
     raise Unreachable("; ".join(reasons))
+
+
+def _try(url: str, part: Path, sha256: str | None) -> str | None:
+    """Completes `part` from one mirror; returns why it did not, or None where it did."""
+    reason = None
+    for _ in range(ATTEMPTS_PER_MIRROR):
+        try:
+            _fetch(url, part)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            reason = _reason(error)
+            continue
+        if sha256 is None or (found := _sha256(part)) == sha256:
+            return None
+        part.unlink()
+        reason = f"content has sha256 {found[:12]}, not {sha256[:12]}"
+    return reason
 
 
 def _fetch(url: str, part: Path) -> None:

@@ -106,8 +106,10 @@ def open_source(data: Data) -> Source:
     if data.source is not None and not data.source.startswith(("http://", "https://")):
         return _open_folder(data.source, data.name, profile)
     cache = Path(data.cache).expanduser()
+    source = hashlib.sha256((data.source or "").encode()).hexdigest()[:12]
+    folder = cache / (f"{data.name}-{source}" if data.source else data.name)
     try:
-        folder = _download(data, profile, cache)
+        _download(data, profile, folder)
     except Unreachable as error:
         if data.on_unreachable == "fail":
             raise SourceUnreachable(
@@ -116,7 +118,11 @@ def open_source(data: Data) -> Source:
             ) from None
         warn(f"no mirror of {data.name!r} answered ({error}).")
         return open_sample(cache)
-    return _open_folder(str(folder), data.name, profile)
+    try:
+        return _open_folder(str(folder), data.name, profile)
+    except DataError:
+        Storage(str(folder)).delete("")
+        raise
 
 
 def open_sample(cache: Path) -> Source:
@@ -151,17 +157,16 @@ def _unpack_sample(folder: Storage) -> None:
     folder.write(ROLES["test_labels"], idx.write(labels[4500:]))
 
 
-def _download(data: Data, profile: Profile | None, cache: Path) -> Path:
-    if data.source is None:
-        assert profile is not None
-        mirrors, folder = profile.mirrors, cache / data.name
-    else:
-        mirrors = (data.source.rstrip("/"),)
-        folder = cache / f"{data.name}-{hashlib.sha256(mirrors[0].encode()).hexdigest()[:12]}"
+def _download(data: Data, profile: Profile | None, folder: Path) -> None:
     for role, file in ROLES.items():
-        sha256 = profile.sha256_gz[role] if profile else None
-        download([f"{mirror}/{file}.gz" for mirror in mirrors], folder / f"{file}.gz", sha256)
-    return folder
+        if data.source is None:
+            assert profile is not None
+            urls, sha256 = [f"{m}/{file}.gz" for m in profile.mirrors], profile.sha256_gz[role]
+        else:
+            base = data.source.rstrip("/")
+            urls, sha256 = [f"{base}/{file}.gz", f"{base}/{file}"], None
+        # Whether it is gzipped, the content tells, not the name.
+        download(urls, folder / file, sha256)
 
 
 def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import idx, sources
 from pipeline.config import SAMPLE, Data
-from pipeline.contract import DataError, SettingError, SourceUnreachable
+from pipeline.contract import DataError, SettingError, SourceUnreachable, StorageError
 from pipeline.download import Unreachable, download
 from pipeline.sources import ROLES, open_source
 
@@ -116,6 +116,25 @@ def test_a_url_is_a_source(mirror: Mirror, source: Path, tmp_path: Path) -> None
     found = open_source(settings)
     assert found.files["train_images"].contents.shape == (600, 12, 10)
     assert found.class_names is None
+
+
+def test_a_url_may_hold_plain_files_and_a_broken_one_is_not_kept(
+    mirror: Mirror, source: Path, tmp_path: Path
+) -> None:
+    mirror.files = {file: (source / file).read_bytes() for file in ROLES.values()}
+    labels = mirror.files[ROLES["test_labels"]]
+    mirror.files[ROLES["test_labels"]] = labels + b"more"
+    settings = Data(name="bars", source=mirror.url, cache=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="Remove the trailing bytes"):
+        open_source(settings)
+    mirror.files[ROLES["test_labels"]] = labels
+    assert open_source(settings).files["test_labels"].contents.shape == (90,)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="Give another one by --data.cache"):
+        download([f"{mirror.url}/file"], tmp_path / "file" / "below", SHA256)
 
 
 def test_the_mirrors_of_a_known_data_set_are_verified_and_cached(
