@@ -91,7 +91,7 @@ RECIPES = {
         shuffle=False,
     ),
     "fast": Training(),
-    "best": Training(recipe="best", epochs=60, weight_decay=0.05),
+    "best": Training(recipe="best", epochs=60, weight_decay=0.2),
 }
 
 Recipe: TypeAlias = tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
@@ -99,7 +99,7 @@ Recipe: TypeAlias = tyro.extras.subcommand_type_from_defaults(  # type: ignore[v
     {
         "seed": "The tutorial, exactly: SGD at 0.01, batches of 64 in file order, 100 epochs.",
         "fast": "Least wall time to 0.9755 on `val` and past it (the default).",
-        "best": "Lowest error that the same small network reaches.",
+        "best": "A lower error of the same network: 60 epochs, with weight decay.",
     },
     prefix_names=False,
 )
