@@ -19,6 +19,6 @@ lint: .venv/ready
 .venv/ready: pyproject.toml infra/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 2; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { echo "On Debian, venv is a package of its own: apt install python3-venv"; exit 2; }
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[sample,test]'
 	@touch $@

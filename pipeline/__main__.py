@@ -44,8 +44,8 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to go on")
         return 130
-    if result is not None:
-        print(getattr(result, "ref", result))
+    if artifact := getattr(result, "ref", result if isinstance(result, str) else None):
+        print(artifact)
     return 0
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline.contract import ArtifactDamaged
-from pipeline.manifest import FileEntry, RunManifest, read_file, write_file
+from pipeline.manifest import FileEntry, RunManifest, find, read_file, write_file
 from pipeline.model import Mlp
 from pipeline.storage import Storage
 
@@ -44,10 +44,12 @@ def save(storage: Storage, folder: str, state: State) -> FileEntry:
     data = buffer.getvalue()
     name = f"checkpoints/epoch-{state.epoch:05}-{hashlib.sha256(data).hexdigest()[:12]}.pt"
     entry = write_file(storage, folder, name, data)
-    before = tuple(old for old in _index(storage, folder) if old != entry)
-    storage.write(f"{folder}/{INDEX}", _INDEX.dump_json((entry, *before)[:KEPT]))
-    for old in (entry, *before)[KEPT:]:
-        storage.delete(f"{folder}/{old.path}")
+    newest_first = (entry, *(old for old in _index(storage, folder) if old != entry))
+    storage.write(f"{folder}/{INDEX}", _INDEX.dump_json(newest_first[:KEPT]))
+    finished = find(storage, folder, RunManifest)
+    for old in newest_first[KEPT:]:
+        if not finished or old.path != finished.checkpoint:
+            storage.delete(f"{folder}/{old.path}")
     return entry
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +20,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.contract import ResourcesMissing, UserError
+from pipeline.storage import Storage
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +28,8 @@ ENVIRONMENT = {
 }
 """Set before Ray starts, where the user has not. Ray Train's controller looks at its workers every
 2 s by default, which is longer than a whole epoch here."""
+
+PATIENCE_S = 10
 
 OBJECT_STORE_BYTES = 512 << 20
 """Of a local Ray: stages pass file names through it, not images."""
@@ -43,19 +50,11 @@ def connected() -> Iterator[None]:
         yield
         return
     _prepare()
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
-    else:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(
-            # Without it, Ray joins whatever cluster was last started on this machine.
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
+    handler = signal.getsignal(signal.SIGTERM)
+    _init()
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put a handler of its own in the place of ours.
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
@@ -74,6 +73,29 @@ def shared() -> Iterator[None]:
         _keep.reset(token)
         if not before:
             ray.shutdown()
+
+
+def _init() -> None:
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        except (ValueError, ConnectionError):
+            raise ResourcesMissing(
+                f"No Ray cluster can be joined at RAY_ADDRESS {address!r}. Give HOST:PORT of its "
+                "GCS, or unset it for a local Ray; to submit to http://HOST:8265, use "
+                "infra/jobs/submit.sh."
+            ) from None
+        return
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    ray.init(
+        # Without it, Ray joins whatever cluster was last started on this machine.
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
 
 
 def _prepare() -> None:
@@ -97,42 +119,61 @@ def results(work: ray.data.Dataset) -> Iterator[dict[str, Any]]:
 
 
 def require(*, cpus: int = 0, gpus: int = 0) -> None:
-    """ResourcesMissing where the cluster lacks them: Ray itself would wait for them for ever."""
-    have = ray.cluster_resources()
+    """ResourcesMissing where the cluster lacks them, or where others hold them and do not let go.
+
+    Ray itself would wait for them: Train for ever, Data for half an hour.
+    """
     for unit, wanted in (("CPU", cpus), ("GPU", gpus)):
-        if wanted > (found := int(have.get(unit, 0))):
+        if wanted > (found := _count(ray.cluster_resources(), unit)):
             raise ResourcesMissing(
                 f"{wanted} {unit}s were asked for, but the cluster has {found}. "
                 "Ask for fewer workers, or add nodes."
             )
+        deadline = time.monotonic() + PATIENCE_S
+        while wanted > (free := _count(ray.available_resources(), unit)):
+            if time.monotonic() > deadline:
+                raise ResourcesMissing(
+                    f"{wanted} {unit}s were asked for, but {found - free} of the cluster's {found} "
+                    "are held by other jobs or servers. Wait for them, stop them, or ask for fewer "
+                    "workers."
+                )
+            time.sleep(0.1)
 
 
-def require_shared(path: str) -> None:
-    """ResourcesMissing where a node of the cluster does not see this local path."""
+def require_shared(storage: Storage, folder: str = "") -> None:
+    """ResourcesMissing where a node of the cluster does not see this local storage."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1:
+    if not storage.is_local or len(nodes) == 1:
         return
-    look = ray.remote(num_cpus=0)(os.path.exists)
-    seen = ray.get(
-        [
+    marker = f"{folder}/.shared-{uuid.uuid4().hex}".lstrip("/")
+    storage.write(marker, b"")
+    try:
+        look = ray.remote(num_cpus=0)(os.path.exists)
+        here = [
             look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(path)
+            ).remote(storage.uri(marker))
             for node in nodes
         ]
-    )
-    if not all(seen):
+        seen = sum(ray.get(here))
+    finally:
+        storage.delete(marker)
+    if seen < len(nodes):
         raise ResourcesMissing(
-            f"{path} is seen by {sum(seen)} of {len(nodes)} nodes of the cluster. "
+            f"{storage.name(folder)} is seen by {seen} of {len(nodes)} nodes of the cluster. "
             "Use a folder or URI that all of them share."
         )
 
 
-def num_cpus() -> int:
-    """Whole CPUs of the cluster, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+def num_free_cpus() -> int:
+    """Whole CPUs that nobody holds, at least 1."""
+    return max(1, _count(ray.available_resources(), "CPU"))
 
 
 def num_gpus() -> int:
     """Whole GPUs of the cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    return _count(ray.cluster_resources(), "GPU")
+
+
+def _count(resources: dict[str, float], unit: str) -> int:
+    return int(resources.get(unit, 0))

@@ -156,7 +156,7 @@ class Score(ForcedStage):
     """Parquet or IDX -> Parquet: predictions for any number of rows, with Ray Data."""
 
     input: str
-    """Parquet file or dataset (NAME/VERSION/SPLIT under the root), or IDX file of images."""
+    """Parquet or IDX file of images, or a split of a dataset: NAME/VERSION/SPLIT."""
     output: str
     """Folder or URI for the shards of predictions and their manifest."""
     model: str = "mnist/production"
@@ -166,7 +166,7 @@ class Score(ForcedStage):
     rows_per_shard: int = Field(default=100_000, ge=1)
     """Predictions a Parquet shard."""
     num_workers: int | None = Field(default=None, ge=1)
-    """Predictors side by side (default: one for each CPU of the cluster)."""
+    """Predictors side by side (default: one for each free CPU of the cluster)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the predictors; one that is not there is an error."""
 
@@ -178,6 +178,8 @@ class Show(Stage):
     """Model: NAME/VERSION or NAME/ALIAS."""
     index: int = Field(default=0, ge=0)
     """Position in `test` of the digit to draw."""
+    save: str | None = None
+    """Also save that digit as this PNG file, to post to a server."""
 
 
 class Run(ForcedStage):

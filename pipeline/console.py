@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+SECONDS_BETWEEN_LINES = 2
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -23,7 +26,18 @@ def warn(text: str) -> None:
 
 @contextmanager
 def progress(title: str, *, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar that goes away when done; yields `update(completed, detail)`."""
+    """A bar that goes away when done, or lines where there is no terminal; yields its update."""
+    if not console.is_terminal:
+        said = 0.0
+
+        def say_now_and_then(completed: int, detail: str) -> None:
+            nonlocal said
+            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                say(f"{title} {completed:,}/{total:,} {detail}")
+
+        yield say_now_and_then
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

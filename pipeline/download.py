@@ -29,11 +29,13 @@ def download(urls: Sequence[str], path: Path, sha256: str | None = None) -> None
     """
     if path.exists():
         return
-    part = path.with_name(f"{path.name}.part")
     reasons: list[str] = []
     for url in urls:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(
+                f"{path.name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.part"
+            )
             reason = _try(url, part, sha256)
             if reason is None:
                 part.replace(path)

@@ -5,8 +5,6 @@ python -m pipeline evaluate --model NAME/VERSION
 
 from __future__ import annotations
 
-import json
-
 from pipeline import registry, report, shards
 from pipeline.config import Evaluate
 from pipeline.console import say
@@ -17,7 +15,6 @@ from pipeline.manifest import (
     commit,
     find,
     load,
-    read_file,
     write_file,
 )
 from pipeline.metrics import measure
@@ -35,17 +32,15 @@ def evaluate(settings: Evaluate) -> EvaluationManifest:
     if not settings.force and (done := find(storage, folder, EvaluationManifest)):
         say(f"evaluation of {model.ref} is there already")
         return done
-    make = "python -m pipeline preprocess"
-    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest, make=make)
-    run = load(storage, f"runs/{model.run}", RunManifest, make="python -m pipeline train")
-    lines = read_file(storage, f"runs/{run.run}", run.file("metrics.jsonl")).splitlines()
+    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
+    run = load(storage, f"runs/{model.run}", RunManifest)
     predictor = Predictor(storage, model)
     found = {
         split: measure(predictor, shards.read_shards(storage, dataset, split)) for split in SPLITS
     }
     for split, evaluation in found.items():
         assert evaluation.metrics["count"] == dataset.rows[split]
-    pages = report.render(model, dataset, [json.loads(line) for line in lines], found)
+    pages = report.render(model, dataset, run.metrics, found)
     metrics = {split: evaluation.metrics for split, evaluation in found.items()}
     manifest = EvaluationManifest(
         caveat=model.caveat,
@@ -57,4 +52,7 @@ def evaluate(settings: Evaluate) -> EvaluationManifest:
         ),
     )
     commit(storage, folder, manifest)
+    for split, values in metrics.items():
+        say(f"accuracy on {split}: {values['accuracy']:.4f}, {values['errors']} errors")
+    say(f"report: {storage.name(folder)}/report.html")
     return manifest

@@ -64,8 +64,10 @@ def open_input(root: Storage, name: str, image: ImageSpec) -> Input:
     Raises DataError where it is not images of this size, naming the file.
     """
     parts = name.split("/")
-    if len(parts) == 3 and (
-        dataset := find(root, f"datasets/{parts[0]}/{parts[1]}", DatasetManifest)
+    if (
+        len(parts) == 3
+        and all(parts)
+        and (dataset := find(root, f"datasets/{parts[0]}/{parts[1]}", DatasetManifest))
     ):
         folder, files = f"datasets/{dataset.ref}", tuple(dataset.shards(parts[2]))
         if not files:
@@ -138,7 +140,10 @@ def _read_parquet(
         elif first < end:
             groups.append(group)
         first += rows
-    table = parquet.read_row_groups(groups, columns=wanted).slice(begin - skipped, end - begin)
+    try:
+        table = parquet.read_row_groups(groups, columns=wanted).slice(begin - skipped, end - begin)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"Rows of the input could not be read: {error}. Is it damaged?") from None
     for name in wanted:
         if table[name].null_count:
             raise DataError(f"Column `{name}` of the input has nulls. Remove those rows.")

@@ -2,7 +2,8 @@
 
 Commit protocol: the files of an artifact are written first, its manifest last and atomically.
 Readers go through the manifest and never list a folder, so they see a whole artifact or none.
-Manifests carry no times and no paths: the same inputs give the same bytes.
+Manifests carry no paths, and but for the speed of training no times: the same inputs give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     file_name: ClassVar[str] = "manifest.json"
+    made_by: ClassVar[str]
 
     format: Literal[1] = FORMAT
     caveat: str = ""
@@ -48,6 +50,8 @@ class Manifest(BaseModel):
 
 class DatasetManifest(Manifest):
     """`datasets/<name>/<version>/`: Parquet shards and rows by split, digests of the source."""
+
+    made_by: ClassVar[str] = "python -m pipeline preprocess"
 
     kind: Literal["dataset"] = "dataset"
     name: str
@@ -65,14 +69,17 @@ class DatasetManifest(Manifest):
 
 
 class RunManifest(Manifest):
-    """`runs/<run>/`: the settings and the last epoch's metrics; `checkpoint` holds the weights."""
+    """`runs/<run>/`: settings, device, metrics of each epoch; `checkpoint` holds the weights."""
+
+    made_by: ClassVar[str] = "python -m pipeline train --dataset DATASET"
 
     kind: Literal["run"] = "run"
     run: str
     dataset: str
     image: ImageSpec
     training: dict[str, Any]
-    metrics: dict[str, float]
+    device: str
+    metrics: tuple[dict[str, float], ...]
     checkpoint: str
 
     @property
@@ -92,6 +99,8 @@ class TensorSpec(BaseModel):
 
 class ModelManifest(Manifest):
     """`models/<name>/<version>/`: one self-contained ONNX file and what serving must know of it."""
+
+    made_by: ClassVar[str] = "python -m pipeline export --run RUN"
 
     kind: Literal["model"] = "model"
     name: str
@@ -113,6 +122,7 @@ class EvaluationManifest(Manifest):
     """Stands beside a model version's manifest: its metrics by split, and the report's files."""
 
     file_name: ClassVar[str] = "evaluation.json"
+    made_by: ClassVar[str] = "python -m pipeline evaluate --model MODEL"
 
     kind: Literal["evaluation"] = "evaluation"
     model: str
@@ -126,6 +136,8 @@ class EvaluationManifest(Manifest):
 
 class ScoresManifest(Manifest):
     """`--output` of scoring: which model scored which input; rows in = rows out, checked."""
+
+    made_by: ClassVar[str] = "python -m pipeline score"
 
     kind: Literal["scores"] = "scores"
     model: str
@@ -161,12 +173,12 @@ def read_file(storage: Storage, folder: str, entry: FileEntry) -> bytes:
         data = storage.read(path)
     except FileNotFoundError:
         raise ArtifactDamaged(
-            f"{storage.uri(path)} is missing, though its manifest lists it. "
+            f"{storage.name(path)} is missing, though its manifest lists it. "
             "Make the artifact again with --force."
         ) from None
     if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
         raise ArtifactDamaged(
-            f"{storage.uri(path)} has sha256 {found[:12]} and {len(data)} bytes, but its manifest "
+            f"{storage.name(path)} has sha256 {found[:12]} and {len(data)} bytes, but its manifest "
             f"says {entry.sha256[:12]} and {entry.bytes} bytes. "
             "Make the artifact again with --force."
         )
@@ -192,17 +204,17 @@ def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ArtifactDamaged(
-            f"{storage.uri(path)} is not a manifest of this version: "
+            f"{storage.name(path)} is not a manifest of this version: "
             f"{where + ': ' if where else ''}{problem['msg']}. "
             "Make the artifact again with --force."
         ) from None
 
 
-def load(storage: Storage, folder: str, kind: type[M], *, make: str) -> M:
+def load(storage: Storage, folder: str, kind: type[M]) -> M:
     """As `find`, but ArtifactMissing, naming the command that makes it, where there is none."""
     if (manifest := find(storage, folder, kind)) is None:
         raise ArtifactMissing(
-            f"{storage.uri(_path(folder, kind))} is not there. Make it first: {make}"
+            f"{storage.name(_path(folder, kind))} is not there. Make it first: {kind.made_by}"
         )
     return manifest
 

@@ -38,8 +38,8 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
         return done
     pieces = list(_pieces(plan, settings.data.rows_per_shard))
     with cluster.connected():
-        if source.files["train_images"].storage.is_local:
-            cluster.require_shared(source.files["train_images"].storage.root)
+        cluster.require_shared(storage, folder)
+        cluster.require(cpus=1)
         work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
             _write_shard,  # type: ignore[arg-type]
             fn_kwargs={"storage": storage, "source": source, "plan": plan},
@@ -51,6 +51,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 show(sum(entry.rows or 0 for entry in entries), "images")
     manifest = plan.model_copy(update={"files": tuple(sorted(entries, key=lambda e: e.path))})
     commit(storage, folder, manifest)
+    say(f"dataset {manifest.ref}: {', '.join(f'{n:,} {s}' for s, n in manifest.rows.items())}")
     return manifest
 
 

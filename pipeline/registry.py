@@ -39,12 +39,11 @@ def find_model(storage: Storage, ref: str) -> ModelManifest:
         alias = find_alias(storage, name, which)
         if alias is None:
             raise ArtifactMissing(
-                f"Model {name!r} has no alias {which!r} under {storage.uri()}. Make it: "
+                f"Model {name!r} has no alias {which!r} under {storage.name()}. Make it: "
                 f"python -m pipeline promote --model {name}/VERSION --alias {which}"
             )
         which = alias.version
-    make = "python -m pipeline export --run RUN"
-    return load(storage, folder(name, which), ModelManifest, make=make)
+    return load(storage, folder(name, which), ModelManifest)
 
 
 def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
@@ -56,7 +55,7 @@ def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
         return None
     except ValidationError:
         raise ArtifactDamaged(
-            f"{storage.uri(path)} is not an alias. Promote a model version to it again."
+            f"{storage.name(path)} is not an alias. Promote a model version to it again."
         ) from None
 
 

@@ -47,7 +47,6 @@ def render(
         "graph": graph(layers),
         "parameters": num_parameters(layers),
         "memory": num_parameters(layers) * BYTES_PER_PARAMETER,
-        "last": epochs[-1],
         "learning_curves": learning_curves(epochs),
         "calibration": calibration(evaluations["test"].metrics),
     }

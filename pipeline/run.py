@@ -56,12 +56,12 @@ def run(settings: Run) -> str:
 
             test, output = f"{dataset.ref}/test", storage.uri(f"scores/{model.ref}")
             score(Score(root=root, model=model.ref, input=test, output=output, force=force))
-    registry.promote(storage, model.ref, ALIAS)
     answer = None
     if settings.check_serving:
         with _timed("one prediction over HTTP", times):
             answer = ask_server(storage, model, dataset)
-    _summarize(storage, model, evaluation, times, answer)
+    registry.promote(storage, model.ref, ALIAS)
+    _summarize(settings, model, evaluation, times, answer)
     return model.ref
 
 
@@ -79,7 +79,7 @@ def _timed(stage: str, times: dict[str, float]) -> Iterator[None]:
 
 
 def _summarize(
-    storage: Storage,
+    settings: Run,
     model: ModelManifest,
     evaluation: EvaluationManifest,
     times: dict[str, float],
@@ -93,22 +93,25 @@ def _summarize(
         table.add_row(f"time of {stage}", f"{seconds:.1f} s")
     if answer:
         table.add_row("over HTTP", f"a {answer.label} was taken for a {answer.prediction}")
-    folder = registry.folder(model.name, model.version)
     console.print(table)
+    storage = Storage(settings.root)
+    folder = storage.name(registry.folder(model.name, model.version))
     console.print(
-        f"model   {storage.uri(folder)}/model.onnx\n"
-        f"report  {storage.uri(folder)}/report.html\n"
-        f"scores  {storage.uri(f'scores/{model.ref}')}\n",
+        f"model   {folder}/model.onnx\n"
+        f"report  {folder}/report.html\n"
+        f"scores  {storage.name(f'scores/{model.ref}')}\n",
         markup=False,
     )
     if model.caveat:
         warn(model.caveat)
-    root = shlex.quote(storage.uri())
+    root = f"--root {shlex.quote(storage.name())}"
+    data = settings.data.model_dump(exclude_defaults=True)
+    flags = "".join(f" --data.{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in data.items())
     console.print(
         "What next\n"
-        f"  serve it      python -m serving --root {root} --model {model.name}/{ALIAS}\n"
-        f"  look at it    python -m pipeline show --root {root} --model {model.name}/{ALIAS}\n"
-        "  the tutorial  python -m pipeline run seed\n"
-        "  on a cluster  infra/jobs/submit.sh fast",
+        f"  serve it      python -m serving {root} --model {model.name}/{ALIAS}\n"
+        f"  look at it    python -m pipeline show {root} --model {model.name}/{ALIAS}\n"
+        f"  the tutorial  python -m pipeline run seed {root}{flags}\n"
+        f"  on a cluster  infra/jobs/submit.sh fast{flags}",
         markup=False,
     )

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from pipeline import cluster, registry
+from pipeline import cluster
 from pipeline.config import Score
 from pipeline.console import progress, say
 from pipeline.contract import SettingError
 from pipeline.inputs import Input, open_input
-from pipeline.manifest import FileEntry, ModelManifest, ScoresManifest, commit, find, write_file
+from pipeline.manifest import FileEntry, ScoresManifest, commit, digest, find, write_file
 from pipeline.predictor import Device, Predictions, Predictor
+from pipeline.registry import find_model
 from pipeline.shards import to_parquet
 from pipeline.storage import Storage
 
@@ -36,7 +37,7 @@ def score(settings: Score) -> ScoresManifest:
     SettingError where the output holds the scores of something else.
     """
     storage, output = Storage(settings.root), Storage(settings.output)
-    model = registry.find_model(storage, settings.model)
+    model = find_model(storage, settings.model)
     rows = open_input(storage, settings.input, model.image)
     asked = ScoresManifest(
         caveat=model.caveat,
@@ -48,30 +49,37 @@ def score(settings: Score) -> ScoresManifest:
         rows=rows.num_rows,
     )
     done = find(output, "", ScoresManifest)
-    if done and done.model_copy(update={"files": ()}) != asked and not settings.force:
+    if done and not settings.force:
+        if done.model_copy(update={"files": ()}) == asked:
+            say(f"scores of {done.rows:,} rows are there already")
+            return done
         raise SettingError(
             f"--output {settings.output!r} holds scores of other input, model or settings. "
             "Give another folder, or replace them by --force."
         )
-    if done and not settings.force:
-        say(f"scores of {done.rows:,} rows are there already")
-        return done
-    output.delete(ScoresManifest.file_name)
-    entries = _score(settings, storage, output, model, rows)
-    assert sum(entry.rows or 0 for entry in entries) == rows.num_rows
-    manifest = asked.model_copy(update={"files": tuple(sorted(entries, key=lambda e: e.path))})
-    commit(output, "", manifest)
+    # What is wrong with the model is better said here than by an actor that does not start.
+    Predictor(storage, model, device=settings.device)
+    with output.locked(".lock"):
+        entries = _score(settings, storage, output, asked, rows)
+        manifest = asked.model_copy(update={"files": tuple(sorted(entries, key=lambda e: e.path))})
+        assert sum(entry.rows or 0 for entry in entries) == rows.num_rows
+        commit(output, "", manifest)
+        for old in done.files if done else ():
+            if old.path not in {entry.path for entry in entries}:
+                output.delete(old.path)
+    say(f"scored {manifest.rows:,} rows into {output.name()}")
     return manifest
 
 
 def _score(
-    settings: Score, storage: Storage, output: Storage, model: ModelManifest, rows: Input
+    settings: Score, storage: Storage, output: Storage, asked: ScoresManifest, rows: Input
 ) -> list[FileEntry]:
-    pieces = list(_pieces(rows.num_rows, settings.rows_per_shard))
+    # Shards of other input, model or settings have other names, so none can be taken for ours.
+    name = f"part-{digest(asked.model_dump(mode='json'))}"
+    pieces = list(_pieces(name, rows.num_rows, settings.rows_per_shard))
     with cluster.connected():
-        if rows.storage.is_local:
-            cluster.require_shared(rows.storage.uri(rows.files[0].path))
-        workers = min(settings.num_workers or cluster.num_cpus(), len(pieces))
+        cluster.require_shared(output)
+        workers = min(settings.num_workers or cluster.num_free_cpus(), len(pieces))
         gpus = 1 if settings.device == "cuda" else 0
         cluster.require(cpus=workers, gpus=gpus * workers)
         work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
@@ -79,7 +87,7 @@ def _score(
             fn_constructor_kwargs={
                 "rows": rows,
                 "output": output,
-                "predictor": (storage, model, settings.device),
+                "predictor": (storage, asked.model, settings.device),
                 "probabilities": settings.probabilities,
             },
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -102,12 +110,12 @@ class Scorer:
         *,
         rows: Input,
         output: Storage,
-        predictor: tuple[Storage, ModelManifest, Device],
+        predictor: tuple[Storage, str, Device],
         probabilities: bool,
     ) -> None:
         storage, model, device = predictor
         self.rows, self.output, self.probabilities = rows, output, probabilities
-        self.predictor = Predictor(storage, model, device=device)
+        self.predictor = Predictor(storage, find_model(storage, model), device=device)
 
     def __call__(self, piece: dict[str, Any]) -> dict[str, Any]:
         """Scores a row range and returns the entry of its shard."""
@@ -134,7 +142,7 @@ def _table(ids: Any, batches: list[Predictions], with_all: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def _pieces(num_rows: int, rows_per_shard: int) -> Iterator[dict[str, Any]]:
+def _pieces(name: str, num_rows: int, rows_per_shard: int) -> Iterator[dict[str, Any]]:
     for number, start in enumerate(range(0, num_rows, rows_per_shard)):
         stop = min(start + rows_per_shard, num_rows)
-        yield {"path": f"part-{number:05}.parquet", "start": start, "stop": stop}
+        yield {"path": f"{name}-{number:05}.parquet", "start": start, "stop": stop}

@@ -5,10 +5,13 @@ The server is a process of its own, as a user would start it: the batch side imp
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import requests
 from PIL import Image
@@ -18,7 +21,7 @@ from pipeline.contract import ResourcesMissing
 from pipeline.manifest import DatasetManifest, ModelManifest
 from pipeline.storage import Storage
 
-STOP_TIMEOUT_S = 30
+START_TIMEOUT_S = 120
 REQUEST_TIMEOUT_S = 30
 
 
@@ -37,26 +40,31 @@ def ask_server(storage: Storage, model: ModelManifest, dataset: DatasetManifest)
     Image.fromarray(first.images[0]).save(picture, "PNG")
     command = [sys.executable, "-m", "serving", "--port", "0"]
     command += ["--root", storage.uri(), "--model", model.ref]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout
-        line = server.stdout.readline()
-        if not line:
-            raise ResourcesMissing(
-                f"The server ended with code {server.wait()} before it was ready; "
-                "its reason stands above."
-            )
-        reply = requests.post(
-            f"{line.split()[-1]}/predict",
-            data=picture.getvalue(),
-            headers={"Content-Type": "image/png"},
-            timeout=REQUEST_TIMEOUT_S,
-        )
-        reply.raise_for_status()
-    finally:
-        server.terminate()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, text=True, env=environment) as server:
+        watchdog = threading.Timer(START_TIMEOUT_S, server.kill)
+        watchdog.start()
         try:
-            server.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-    return Answer(dataset.image.class_names[int(first.labels[0])], reply.json()["class_name"])
+            assert server.stdout
+            line = server.stdout.readline()
+            watchdog.cancel()
+            if not line:
+                raise ResourcesMissing(
+                    f"The server was not ready within {START_TIMEOUT_S} s, or ended before; "
+                    "its reason stands above."
+                )
+            reply = _post(f"{line.split()[-1]}/predict", picture.getvalue())
+        finally:
+            watchdog.cancel()
+            server.terminate()
+    return Answer(dataset.image.class_names[int(first.labels[0])], reply["class_name"])
+
+
+def _post(url: str, picture: bytes) -> Any:
+    try:
+        reply = requests.post(url, data=picture, timeout=REQUEST_TIMEOUT_S)
+        reply.raise_for_status()
+    except requests.RequestException as error:
+        raise ResourcesMissing(f"The server did not answer a picture: {error}.") from None
+    return reply.json()

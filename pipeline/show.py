@@ -5,6 +5,10 @@ python -m pipeline show --model mnist/production --index 7
 
 from __future__ import annotations
 
+import io
+import os
+
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -25,14 +29,18 @@ def show(settings: Show) -> None:
     """Prints the table of the layers, the graph as Mermaid, and one image of `test`."""
     storage = Storage(settings.root)
     model = registry.find_model(storage, settings.model)
-    make = "python -m pipeline preprocess"
-    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest, make=make)
+    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
     if settings.index >= dataset.rows["test"]:
         raise SettingError(
             f"--index is {settings.index}, but `test` has {dataset.rows['test']} images."
         )
     split = shards.read_split(storage, dataset, "test")
     image, label = split.images[settings.index], int(split.labels[settings.index])
+    if settings.save:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        folder, _, file = os.path.abspath(settings.save).rpartition("/")
+        Storage(folder).write(file, buffer.getvalue())
     out = Console(highlight=False)
     layers = table(model.image, model.training["hidden_sizes"])
     out.print(model_table(model))

@@ -109,19 +109,22 @@ def open_source(data: Data) -> Source:
     source = hashlib.sha256((data.source or "").encode()).hexdigest()[:12]
     folder = cache / (f"{data.name}-{source}" if data.source else data.name)
     try:
-        _download(data, profile, folder)
+        with Storage(str(folder)).locked(".lock", wait=True):
+            _download(data, profile, folder)
     except Unreachable as error:
-        if data.on_unreachable == "fail":
+        if data.on_unreachable == "fail" or data.name != "mnist":
             raise SourceUnreachable(
                 f"No mirror of {data.name!r} answered: {error}. Give a folder of the files by "
-                "--data.source, or go on with a small sample by --data.on-unreachable sample."
+                "--data.source, or, for mnist, go on with a sample by --data.on-unreachable sample."
             ) from None
         warn(f"no mirror of {data.name!r} answered ({error}).")
         return open_sample(cache)
     try:
         return _open_folder(str(folder), data.name, profile)
     except DataError:
-        Storage(str(folder)).delete("")
+        if data.source:
+            # No checksum kept a bad download out of the cache.
+            Storage(str(folder)).delete("")
         raise
 
 
@@ -209,9 +212,9 @@ def _open_file(storage: Storage, role: str) -> SourceFile:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise DataError(f"{storage.uri(path)} could not be read: {error}.") from None
+            raise DataError(f"{storage.name(path)} could not be read: {error}.") from None
         return SourceFile(storage, path, contents)
     raise DataError(
-        f"{storage.uri()} holds no {canonical}[.gz]. Give a folder with the four files "
+        f"{storage.name()} holds no {canonical}[.gz]. Give a folder with the four files "
         f"{', '.join(ROLES.values())}, gzipped or not, by --data.source."
     )

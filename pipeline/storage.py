@@ -6,9 +6,13 @@ an object store by one PUT. That is the ground the commit protocol of `manifest.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -20,7 +24,8 @@ class Storage:
     """Files under one root, by relative path. Pickles as its root, so Ray can send it anywhere."""
 
     def __init__(self, root: str) -> None:
-        root = root.removeprefix("file://")
+        if root.startswith("file://"):
+            root = unquote(urlsplit(root).path)
         self.is_local = "://" not in root
         try:
             if self.is_local:
@@ -36,15 +41,45 @@ class Storage:
         return Storage, (self.root,)
 
     def __repr__(self) -> str:
-        return f"Storage({self.root!r})"
+        return f"Storage({self.name()!r})"
 
     def uri(self, path: str = "") -> str:
-        """The absolute path or URI of `path`, for people and for other tools."""
-        return f"{self.root}/{path}" if path else self.root
+        """The absolute path or URI of `path`, for other tools: with credentials, if it has any."""
+        if self.is_local:
+            return f"{self.root}/{path}" if path else self.root
+        parts = urlsplit(self.root)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}".rstrip("/")))
 
-    def exists(self, path: str) -> bool:
-        with _explained("look for", self.uri(path)):
-            return bool(self._fs.get_file_info(self._full(path)).type != fs.FileType.NotFound)
+    def name(self, path: str = "") -> str:
+        """The same for people: without credentials and options."""
+        if self.is_local:
+            return self.uri(path)
+        parts = urlsplit(self.uri(path))
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+    @contextmanager
+    def locked(self, path: str, *, wait: bool = False) -> Iterator[None]:
+        """Keeps other processes from the same block, until this one ends in whatever way.
+
+        StorageError where another has it, unless told to wait. An object store has no locks: there
+        only the atomicity of each file holds.
+        """
+        if not self.is_local:
+            yield
+            return
+        file = Path(self._full(path))
+        with _explained("write", self.name(path)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = file.open("a")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise StorageError(
+                    f"Another process works on {self.name(path.rpartition('/')[0])}. "
+                    "Wait for it to end, or end it."
+                ) from None
+            yield
 
     def open(self, path: str) -> pa.NativeFile:
         """Opens for reading at any position; FileNotFoundError where there is no such file."""
@@ -52,12 +87,12 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """The whole content; FileNotFoundError where there is no such file."""
-        with _explained("read", self.uri(path)), self.open(path) as file:
+        with _explained("read", self.name(path)), self.open(path) as file:
             return bytes(file.read())
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Makes `path` hold `data`, atomically and durably, replacing what was there."""
-        with _explained("write", self.uri(path)):
+        with _explained("write", self.name(path)):
             if self.is_local:
                 _write_local(Path(self._full(path)), data)
             else:
@@ -66,7 +101,7 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Removes a file or a folder, if it is there."""
-        with _explained("delete", self.uri(path)):
+        with _explained("delete", self.name(path)):
             kind = self._fs.get_file_info(self._full(path)).type
             if kind == fs.FileType.Directory:
                 self._fs.delete_dir(self._full(path))
@@ -78,7 +113,8 @@ class Storage:
 
 
 class _explained:
-    """Turns an OSError other than FileNotFoundError into a StorageError that says what failed."""
+    """Turns what a file system raises, but for FileNotFoundError, into
+    a StorageError that says what failed."""
 
     def __init__(self, verb: str, uri: str) -> None:
         self.verb, self.uri = verb, uri
@@ -87,8 +123,10 @@ class _explained:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError):
+            return
+        if isinstance(error, OSError | pa.ArrowInvalid):
+            reason = getattr(error, "strerror", None) or str(error)
             raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.") from None
 
 

@@ -9,13 +9,15 @@ its slice of every global batch, so the batches do not depend on the number of w
 
 from __future__ import annotations
 
-import json
 import threading
 import uuid
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any
 
+from ray.exceptions import RayActorError
 from ray.train import (
+    ControllerError,
     FailureConfig,
     LoggingConfig,
     RunConfig,
@@ -30,7 +32,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 from pipeline import checkpoints, cluster
 from pipeline.config import Train, Training
 from pipeline.console import progress, say
-from pipeline.contract import TrainingFailed, UserError
+from pipeline.contract import StorageError, TrainingFailed, UserError
 from pipeline.manifest import (
     DatasetManifest,
     FileEntry,
@@ -42,10 +44,10 @@ from pipeline.manifest import (
     write_file,
 )
 from pipeline.storage import Storage
-from pipeline.worker import Job, read_metrics, train_worker, write_metrics
+from pipeline.worker import METRICS, Job, read_metrics, train_worker
 
 MAX_WORKER_FAILURES = 3
-POLL_S = 0.2
+POLL_S = 0.5
 
 
 def train(settings: Train) -> RunManifest:
@@ -56,36 +58,38 @@ def train(settings: Train) -> RunManifest:
     diverged.
     """
     storage = Storage(settings.root)
-    make = "python -m pipeline preprocess"
-    dataset = load(storage, f"datasets/{settings.dataset}", DatasetManifest, make=make)
+    dataset = load(storage, f"datasets/{settings.dataset}", DatasetManifest)
     training = settings.train
     run = f"{training.recipe}-{digest(dataset.ref, training.model_dump(mode='json'))}"
     folder = f"runs/{run}"
-    if settings.force:
-        storage.delete(f"{folder}/{RunManifest.file_name}")
-        checkpoints.clear(storage, folder)
-    elif done := find(storage, folder, RunManifest):
+    if not settings.force and (done := find(storage, folder, RunManifest)):
         say(f"run {done.run} is there already")
         return done
-    with cluster.connected():
-        job = Job(storage, dataset, training, folder, _device(training))
-        result = _fit(job)
-    config = json.dumps(training.model_dump(mode="json") | {"device": job.device}, indent=2)
-    manifest = RunManifest(
-        caveat=dataset.caveat,
-        run=run,
-        dataset=dataset.ref,
-        image=dataset.image,
-        training=training.model_dump(mode="json"),
-        metrics=result["metrics"][-1],
-        checkpoint=result["checkpoint"]["path"],
-        files=(
-            write_file(storage, folder, "config.json", config.encode()),
-            write_metrics(storage, folder, result["metrics"]),
-            FileEntry(**result["checkpoint"]),
-        ),
-    )
-    commit(storage, folder, manifest)
+    with storage.locked(f"{folder}/.lock"):
+        if settings.force:
+            checkpoints.clear(storage, folder)
+            storage.delete(f"{folder}/{METRICS}")
+        with cluster.connected():
+            job = Job(storage, dataset, training, folder, _device(training))
+            cluster.require_shared(storage, folder)
+            result = _fit(job)
+        config = training.model_dump_json(indent=2) + "\n"
+        manifest = RunManifest(
+            caveat=dataset.caveat,
+            run=run,
+            dataset=dataset.ref,
+            image=dataset.image,
+            training=training.model_dump(mode="json"),
+            device=job.device,
+            metrics=tuple(result["metrics"]),
+            checkpoint=result["checkpoint"]["path"],
+            files=(
+                write_file(storage, folder, "config.json", config.encode()),
+                FileEntry(**result["checkpoint"]),
+            ),
+        )
+        commit(storage, folder, manifest)
+    say(f"run {run}: {_describe(manifest.metrics[-1])}")
     return manifest
 
 
@@ -103,10 +107,6 @@ def _device(training: Training) -> str:
 def _fit(job: Job) -> dict[str, Any]:
     """Runs the workers to the end and returns what rank 0 did."""
     attempt = f".attempt-{uuid.uuid4().hex}"
-    marker = f"{job.folder}/{attempt}/shared"
-    job.storage.write(marker, b"")
-    if job.storage.is_local:
-        cluster.require_shared(job.storage.uri(marker))
     trainer = Trainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
@@ -127,19 +127,32 @@ def _fit(job: Job) -> dict[str, Any]:
     try:
         result = _watch(trainer, job)
     except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "_base_exc", failure)
-            if isinstance(cause, UserError):
-                raise cause from None
-        raise
+        raise _cause(error) from None
+    except ControllerError as error:
+        raise TrainingFailed(f"Ray Train gave up: {error.controller_failure}.") from None
     finally:
-        job.storage.delete(f"{job.folder}/{attempt}")
+        with suppress(StorageError):
+            job.storage.delete(f"{job.folder}/{attempt}")
     if epoch := result.get("diverged"):
         raise TrainingFailed(
             f"The loss stopped being a finite number in epoch {epoch}. Try a smaller "
             f"--train.learning-rate than {job.training.learning_rate}."
         )
     return result
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """What a user can mend of a failure of the workers, or the failure itself, which is a bug."""
+    causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    if all(isinstance(cause, RayActorError) for cause in causes):
+        return TrainingFailed(
+            f"Workers died {MAX_WORKER_FAILURES + 1} times: killed from outside, or for want of "
+            "memory. The run goes on from its last checkpoint when the command is run again."
+        )
+    return error
 
 
 class Trainer(TorchTrainer):
@@ -168,14 +181,21 @@ def _watch(trainer: TorchTrainer, job: Job) -> dict[str, Any]:
             outcome.set_exception(error)
 
     threading.Thread(target=fit, daemon=True).start()
+    shown = 0
     with progress("train", total=job.training.epochs) as show:
         while wait([outcome], timeout=POLL_S).not_done:
-            for line in read_metrics(job.storage, job.folder)[-1:]:
-                detail = (
-                    f"epochs  loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
-                    f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
-                )
-                show(int(line["epoch"]), detail)
+            with suppress(StorageError):
+                lines = read_metrics(job.storage, job.folder)
+                if len(lines) > shown:
+                    shown = len(lines)
+                    show(shown, f"epochs  {_describe(lines[-1])}")
     result = outcome.result()
     assert isinstance(result, dict)
     return result
+
+
+def _describe(line: dict[str, float]) -> str:
+    return (
+        f"loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
+        f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
+    )

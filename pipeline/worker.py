@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoints, shards
 from pipeline.config import Training
-from pipeline.manifest import DatasetManifest, FileEntry, write_file
+from pipeline.manifest import DatasetManifest
 from pipeline.model import Mlp
 from pipeline.storage import Storage
 
@@ -49,12 +49,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     worker = Worker(job)
     while worker.epoch < job.training.epochs:
         line = worker.run_epoch()
-        if not math.isfinite(line["loss"]):
+        if not all(math.isfinite(value) for value in line.values()):
             return {"diverged": worker.epoch}
         worker.metrics.append(line)
         if worker.rank == 0:
             write_metrics(job.storage, job.folder, worker.metrics)
-            if worker.epoch % job.training.checkpoint_every == 0:
+            last = worker.epoch == job.training.epochs
+            if worker.epoch % job.training.checkpoint_every == 0 and not last:
                 checkpoints.save(job.storage, job.folder, worker.state())
     if worker.rank != 0:
         return {}
@@ -189,10 +190,10 @@ class Worker:
         return torch.optim.AdamW([self.parameters], lr=rate, weight_decay=decay, fused=True)
 
 
-def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> FileEntry:
+def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> None:
     """Writes metrics.jsonl whole, a line an epoch: before the checkpoint of its last epoch."""
     lines = "".join(json.dumps(line) + "\n" for line in metrics)
-    return write_file(storage, folder, METRICS, lines.encode())
+    storage.write(f"{folder}/{METRICS}", lines.encode())
 
 
 def read_metrics(storage: Storage, folder: str) -> list[dict[str, float]]:

@@ -37,8 +37,10 @@ class Artifacts:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    with cluster.connected():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with cluster.connected():
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,10 @@ def test_a_model_of_other_weights_is_not_published(
         classifier.mlp.layers[0].bias[0] += 0.01  # type: ignore[index,operator]
     with pytest.raises(ModelRejected, match="The model was not published"):
         check_parity(session, classifier, images)
+    with torch.no_grad():
+        classifier.mlp.layers[0].bias[0] = torch.nan  # type: ignore[operator]
+    with pytest.raises(ModelRejected, match="by nan"):
+        check_parity(session, classifier, images)
 
 
 def test_the_file_is_self_contained_and_names_its_origin(

@@ -92,7 +92,8 @@ def test_any_bytes_are_read_whole_or_refused(data: bytes, start: bytes) -> None:
         found = inspect(start + data)
     except DataError:
         return
-    assert all(found.shape)
+    rows = idx.read_rows(io.BytesIO(start + data), shape=found.shape, start=0, stop=found.shape[0])
+    assert rows.shape == found.shape
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.data())

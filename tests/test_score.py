@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from pipeline import idx
 from pipeline.config import Score
-from pipeline.contract import DataError, SettingError
+from pipeline.contract import ArtifactDamaged, DataError, SettingError
 from pipeline.predictor import Predictor
 from pipeline.score import score
 from tests.conftest import Artifacts
@@ -84,7 +86,9 @@ def test_scoring_again_finds_the_scores_and_other_scores_are_kept(
     with pytest.raises(SettingError, match="holds scores of other input, model or settings"):
         run(artifacts, path, tmp_path / "out", rows_per_shard=7)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
-    assert run(artifacts, path, tmp_path / "out", rows_per_shard=7, force=True).num_rows == 50
+    run(artifacts, path, tmp_path / "out", rows_per_shard=7, force=True)
+    shards = (tmp_path / "out").glob("*.parquet")
+    assert sum(pq.read_table(shard).num_rows for shard in shards) == 50
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,24 @@ def test_a_file_of_another_kind_is_refused(
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DataError, match=message):
         run(artifacts, tmp_path / "file", tmp_path / "out")
+
+
+def test_a_damaged_page_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+    path = tmp_path / "images.parquet"
+    pq.write_table(pa.table({"image": image_column()}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[60:2000] = bytes(1940)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="Rows of the input could not be read"):
+        run(artifacts, path, tmp_path / "out")
+
+
+def test_a_damaged_model_is_refused_before_scoring(artifacts: Artifacts, tmp_path: Path) -> None:
+    root = shutil.copytree(artifacts.root, tmp_path / "root")
+    (root / "models" / artifacts.model.ref / "model.onnx").write_bytes(b"")
+    other = dataclasses.replace(artifacts, root=str(root))
+    with pytest.raises(ArtifactDamaged, match="its manifest says"):
+        run(other, f"{artifacts.dataset.ref}/test", tmp_path / "out")
 
 
 def test_an_input_that_is_not_there_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import Show
 from pipeline.contract import SettingError
+from pipeline.shards import read_split
 from pipeline.show import draw, show
 from tests.conftest import Artifacts
 
 
 def test_a_model_is_shown_with_its_table_its_graph_and_a_digit(
-    artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
+    artifacts: Artifacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show(Show(root=artifacts.root, model=artifacts.model.ref, index=3))
+    file = tmp_path / "digit.png"
+    show(Show(root=artifacts.root, model=artifacts.model.ref, index=3, save=str(file)))
+    split = read_split(artifacts.storage, artifacts.dataset, "test")
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), split.images[3])
     out = capsys.readouterr().out
     assert "Total parameters: 1,987" in out
     assert "Total parameters memory: 7,948 bytes" in out

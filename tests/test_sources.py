@@ -108,7 +108,7 @@ def test_the_next_mirror_is_tried_after_a_wrong_or_a_missing_file(
 def test_a_wrong_file_never_gets_into_the_cache(mirror: Mirror, tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="content has sha256"):
         download([f"{mirror.url}/file"], tmp_path / "file", "0" * 64)
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_url_is_a_source(mirror: Mirror, source: Path, tmp_path: Path) -> None:
@@ -160,8 +160,21 @@ def test_no_mirror_is_an_error_that_says_what_else_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_mirrors(monkeypatch)
-    with pytest.raises(SourceUnreachable, match=r"--data.source, or go on with a small sample"):
+    with pytest.raises(
+        SourceUnreachable, match=r"or, for mnist, go on with a sample by --data.on-unreachable"
+    ):
         open_source(Data(cache=str(tmp_path)))
+
+
+def test_the_sample_never_stands_in_for_another_data_set(tmp_path: Path) -> None:
+    data = Data(
+        name="bars",
+        source="http://127.0.0.1:1",
+        cache=str(tmp_path),
+        on_unreachable="sample",
+    )
+    with pytest.raises(SourceUnreachable, match="No mirror of 'bars' answered"):
+        open_source(data)
 
 
 def test_the_sample_says_loudly_that_it_is_not_mnist(

@@ -8,8 +8,8 @@ import torch
 
 from pipeline.checkpoints import load_model, newest
 from pipeline.config import Preprocess, Train, Training
-from pipeline.contract import ArtifactMissing, ResourcesMissing, TrainingFailed
-from pipeline.manifest import RunManifest
+from pipeline.contract import ArtifactMissing, ResourcesMissing, StorageError, TrainingFailed
+from pipeline.manifest import RunManifest, find
 from pipeline.preprocess import preprocess
 from pipeline.storage import Storage
 from pipeline.train import train
@@ -41,12 +41,13 @@ def test_it_learns_and_leaves_a_line_for_every_epoch(artifacts: Artifacts) -> No
         "images_per_s",
         "data_wait_s",
     }
-    assert lines[-1] == artifacts.run.metrics
+    assert tuple(lines) == artifacts.run.metrics
 
 
 def test_the_last_checkpoint_of_a_finished_run_holds_its_weights(artifacts: Artifacts) -> None:
     config = json.loads(artifacts.storage.read(f"runs/{artifacts.run.run}/config.json"))
-    assert config["device"] == "cpu"
+    assert config == artifacts.run.training
+    assert artifacts.run.device == "cpu"
     state = newest(artifacts.storage, f"runs/{artifacts.run.run}")
     assert state is not None
     assert state.epoch == 4
@@ -67,8 +68,8 @@ def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) 
     torch.testing.assert_close(
         dict(load_model(storage, two).state_dict()), dict(load_model(storage, one).state_dict())
     )
-    assert two.metrics["val_accuracy"] == one.metrics["val_accuracy"]
-    assert two.metrics["loss"] == pytest.approx(one.metrics["loss"])
+    assert two.metrics[-1]["val_accuracy"] == one.metrics[-1]["val_accuracy"]
+    assert two.metrics[-1]["loss"] == pytest.approx(one.metrics[-1]["loss"])
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(
@@ -83,6 +84,31 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(
     again = run(root, artifacts, training)
     assert checkpoint(again) == checkpoint(whole)
     assert storage.read(f"{folder}/metrics.jsonl").splitlines()[:3] == lines[:3]
+
+
+def test_training_again_by_force_leaves_the_finished_run_until_it_is_replaced(
+    root: str, artifacts: Artifacts
+) -> None:
+    training = TRAINING.model_copy(update={"checkpoint_every": 1})
+    whole = run(root, artifacts, training)
+    before = Storage(root).read(f"runs/{whole.run}/{whole.checkpoint}")
+    too_many = training.model_copy(update={"num_workers": 99})
+    settings = Train(root=root, dataset=artifacts.dataset.ref, train=too_many, force=True)
+    with pytest.raises(ResourcesMissing):
+        train(settings)
+    assert find(Storage(root), f"runs/{whole.run}", RunManifest) == whole
+    settings = Train(root=root, dataset=artifacts.dataset.ref, train=training, force=True)
+    assert checkpoint(train(settings)) == checkpoint(whole)
+    assert Storage(root).read(f"runs/{whole.run}/{whole.checkpoint}") == before
+
+
+def test_two_trainings_of_the_same_run_do_not_mix(root: str, artifacts: Artifacts) -> None:
+    other = Storage(root)
+    with (
+        other.locked(f"runs/{artifacts.run.run}/.lock"),
+        pytest.raises(StorageError, match="Another process works on"),
+    ):
+        run(root, artifacts)
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(

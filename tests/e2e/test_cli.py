@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_what_a_user_can_mend_is_one_line_and_code_2(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_a_job_address_is_no_cluster_to_join(source: Path, tmp_path: Path) -> None:
+    flags = ("--root", tmp_path, "--data.name", "bars", "--data.source", source)
+    done = pipeline("preprocess", *flags, RAY_ADDRESS="http://127.0.0.1:8265").run()
+    assert done.returncode == 2
+    assert "use infra/jobs/submit.sh" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_unknown_flag_is_code_2() -> None:
@@ -87,13 +96,14 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_to_the_same_bits(
         shutil.copytree(Path(artifacts.root, "datasets"), root / "datasets")
     flags = ["--dataset", artifacts.dataset.ref, "--train.epochs", "60", "--train.batch-size", "5"]
     command = pipeline("train", "fast", "--root", cut, *flags)
-    with command.started() as process:
-        wait_for(lambda: list(cut.glob("runs/*/checkpoints/*.pt")))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-    assert "run the same command again to go on" in capfd.readouterr().err
-    wait_for(lambda: command.left() == [], timeout_s=10)
-    assert not list(cut.glob("runs/*/manifest.json"))
+    for number, kind in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
+        with command.started() as process:
+            wait_for(partial(has_checkpoints, cut, number))
+            process.send_signal(kind)
+            assert process.wait(timeout=30) == 130
+        assert "run the same command again to go on" in capfd.readouterr().err
+        wait_for(lambda: command.left() == [], timeout_s=10)
+        assert not list(cut.glob("runs/*/manifest.json"))
 
     runs = [pipeline("train", "fast", "--root", root, *flags).run() for root in (whole, cut)]
     assert runs[0].stdout == runs[1].stdout, [run.stderr for run in runs]
@@ -106,6 +116,10 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_to_the_same_bits(
     assert manifests[0].checkpoint == manifests[1].checkpoint
     epochs = (cut / f"runs/{runs[0].stdout.strip()}/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in epochs] == list(range(1, 61))
+
+
+def has_checkpoints(root: Path, count: int) -> bool:
+    return len(list(root.glob("runs/*/checkpoints/*.pt"))) >= count
 
 
 def test_a_dataset_manifest_is_found_by_the_name_that_was_printed(

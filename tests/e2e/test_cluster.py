@@ -128,7 +128,7 @@ def test_a_submitted_run_makes_the_artifacts_and_its_server_answers(
         assert deployed.returncode == 0, deployed.stderr
     url = f"http://127.0.0.1:{head.serve_port}/v2/models/bars"
     wait_for(lambda: status(f"{url}/ready", "") == 200)
-    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest, make="")
+    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
     images = read_split(storage, dataset, "test").images[:5]
     data = {"datatype": "UINT8", "shape": list(images.shape), "data": images.ravel().tolist()}
     body = {"inputs": [{"name": "image", **data}]}
