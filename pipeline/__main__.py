@@ -32,7 +32,9 @@ STAGES = (
 
 def main() -> int:
     """Parses, runs one stage, and returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell without job control starts background commands with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         settings = parse()
         name = type(settings).__name__.lower()

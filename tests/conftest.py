@@ -19,7 +19,14 @@ from pipeline.storage import Storage
 from pipeline.train import train
 from tests.data import write_source
 
-TRAINING = Training(hidden_sizes=(16,), epochs=4, batch_size=50, learning_rate=0.01, device="cpu")
+TRAINING = Training(
+    hidden_sizes=(16,),
+    epochs=4,
+    batch_size=50,
+    learning_rate=0.01,
+    checkpoint_every=1,
+    device="cpu",
+)
 
 
 @dataclass(frozen=True)

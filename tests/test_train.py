@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.checkpoints import load_model, newest
-from pipeline.config import Preprocess, Train, Training
-from pipeline.contract import ArtifactMissing, ResourcesMissing, StorageError, TrainingFailed
-from pipeline.manifest import RunManifest, find
-from pipeline.preprocess import preprocess
+from pipeline.config import Train, Training
+from pipeline.contract import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    ResourcesMissing,
+    StorageError,
+    TrainingFailed,
+)
+from pipeline.manifest import RunManifest, find, read_file
 from pipeline.storage import Storage
 from pipeline.train import train
 from tests.conftest import TRAINING, Artifacts
@@ -18,12 +24,14 @@ from tests.conftest import TRAINING, Artifacts
 
 @pytest.fixture
 def root(artifacts: Artifacts, tmp_path: Path) -> str:
-    preprocess(Preprocess(root=str(tmp_path), data=artifacts.data))
-    return str(tmp_path)
+    """A copy of the session's artifacts, its finished run with the two newest checkpoints too."""
+    return str(shutil.copytree(artifacts.root, tmp_path / "root"))
 
 
-def run(root: str, artifacts: Artifacts, training: Training = TRAINING) -> RunManifest:
-    return train(Train(root=root, dataset=artifacts.dataset.ref, train=training))
+def run(
+    root: str, artifacts: Artifacts, training: Training = TRAINING, *, force: bool = False
+) -> RunManifest:
+    return train(Train(root=root, dataset=artifacts.dataset.ref, train=training, force=force))
 
 
 def test_it_learns_and_leaves_a_line_for_every_epoch(artifacts: Artifacts) -> None:
@@ -56,8 +64,21 @@ def test_the_last_checkpoint_of_a_finished_run_holds_its_weights(artifacts: Arti
     )
 
 
-def test_the_same_settings_give_the_same_bits(root: str, artifacts: Artifacts) -> None:
-    assert checkpoint(run(root, artifacts)) == checkpoint(artifacts.run)
+def test_training_again_by_force_gives_the_same_bits(root: str, artifacts: Artifacts) -> None:
+    again = run(root, artifacts, force=True)
+    assert checkpoint(again) == checkpoint(artifacts.run)
+    assert again.metrics != artifacts.run.metrics, "the speed of training shows that it ran"
+
+
+def test_force_leaves_the_finished_run_until_it_is_replaced(
+    root: str, artifacts: Artifacts
+) -> None:
+    shutil.rmtree(Path(root, "datasets", artifacts.dataset.ref, "train"))
+    with pytest.raises(ArtifactDamaged, match="is missing, though its manifest lists it"):
+        run(root, artifacts, force=True)
+    storage, folder = Storage(root), f"runs/{artifacts.run.run}"
+    assert find(storage, folder, RunManifest) == artifacts.run
+    assert read_file(storage, folder, artifacts.run.file(artifacts.run.checkpoint))
 
 
 def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) -> None:
@@ -75,40 +96,21 @@ def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(
     root: str, artifacts: Artifacts
 ) -> None:
-    training = TRAINING.model_copy(update={"checkpoint_every": 1})
-    whole = run(root, artifacts, training)
-    storage, folder = Storage(root), f"runs/{whole.run}"
+    storage, folder = Storage(root), f"runs/{artifacts.run.run}"
     lines = storage.read(f"{folder}/metrics.jsonl").splitlines()
     storage.delete(f"{folder}/manifest.json")
-    storage.write(f"{folder}/{whole.checkpoint}", b"cut short")
-    again = run(root, artifacts, training)
-    assert checkpoint(again) == checkpoint(whole)
+    storage.write(f"{folder}/{artifacts.run.checkpoint}", b"cut short")
+    again = run(root, artifacts)
+    assert checkpoint(again) == checkpoint(artifacts.run)
     assert storage.read(f"{folder}/metrics.jsonl").splitlines()[:3] == lines[:3]
 
 
-def test_training_again_by_force_leaves_the_finished_run_until_it_is_replaced(
-    root: str, artifacts: Artifacts
-) -> None:
-    training = TRAINING.model_copy(update={"checkpoint_every": 1})
-    whole = run(root, artifacts, training)
-    before = Storage(root).read(f"runs/{whole.run}/{whole.checkpoint}")
-    too_many = training.model_copy(update={"num_workers": 99})
-    settings = Train(root=root, dataset=artifacts.dataset.ref, train=too_many, force=True)
-    with pytest.raises(ResourcesMissing):
-        train(settings)
-    assert find(Storage(root), f"runs/{whole.run}", RunManifest) == whole
-    settings = Train(root=root, dataset=artifacts.dataset.ref, train=training, force=True)
-    assert checkpoint(train(settings)) == checkpoint(whole)
-    assert Storage(root).read(f"runs/{whole.run}/{whole.checkpoint}") == before
-
-
 def test_two_trainings_of_the_same_run_do_not_mix(root: str, artifacts: Artifacts) -> None:
-    other = Storage(root)
     with (
-        other.locked(f"runs/{artifacts.run.run}/.lock"),
+        Storage(root).locked(f"runs/{artifacts.run.run}/.lock"),
         pytest.raises(StorageError, match="Another process works on"),
     ):
-        run(root, artifacts)
+        run(root, artifacts, force=True)
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(
@@ -130,7 +132,7 @@ def test_a_loss_that_diverges_ends_the_run_without_a_result(
     training = Training(recipe="seed", optimizer="sgd", learning_rate=1e30, epochs=2, device="cpu")
     with pytest.raises(TrainingFailed, match="Try a smaller --train.learning-rate"):
         run(root, artifacts, training)
-    assert not list(Path(root).glob("runs/*/manifest.json"))
+    assert not list(Path(root).glob("runs/seed-*/manifest.json"))
 
 
 def test_an_unknown_dataset_names_the_command_that_makes_one(tmp_path: Path) -> None:

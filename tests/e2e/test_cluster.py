@@ -52,7 +52,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    gcs, dashboard, serve_port = free_ports(3)
+    gcs, dashboard, agent, serve_port = free_ports(4)
     root = tmp_path_factory.mktemp("root")
     env = {
         "RAY_AUTH_MODE": "token",
@@ -62,8 +62,15 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "PIPELINE_ROOT": str(root),
         "PIPELINE_MODEL": "bars/production",
     }
-    # Sockets lie in the temporary folder, and their paths must be short.
-    values = {"port": gcs, "dashboard-port": dashboard, "num-cpus": 2, "temp-dir": mkdtemp()}
+    values = {
+        "port": gcs,
+        "dashboard-port": dashboard,
+        # The Ray of the test session has the default one.
+        "dashboard-agent-listen-port": agent,
+        "num-cpus": 2,
+        # Sockets lie in it, and their paths must be short.
+        "temp-dir": mkdtemp(),
+    }
     flags = [f"--{name}={value}" for name, value in values.items()]
     node = Command(BIN / "ray", "start", "--head", "--block", *flags, env=env)
     address = f"http://127.0.0.1:{dashboard}"
