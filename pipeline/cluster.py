@@ -141,26 +141,33 @@ def require(*, cpus: int = 0, gpus: int = 0) -> None:
 
 
 def require_shared(storage: Storage, folder: str = "") -> None:
-    """ResourcesMissing where a node of the cluster does not see this local storage."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not storage.is_local or len(nodes) == 1:
+    """ResourcesMissing where a node of the cluster does not see this local storage to write to."""
+    if not storage.is_local:
         return
     marker = f"{folder}/.shared-{uuid.uuid4().hex}".lstrip("/")
     storage.write(marker, b"")
     try:
-        look = ray.remote(num_cpus=0)(os.path.exists)
-        here = [
-            look.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(storage.uri(marker))
-            for node in nodes
-        ]
-        seen = sum(ray.get(here))
+        require_seen(storage, marker)
     finally:
         storage.delete(marker)
+
+
+def require_seen(storage: Storage, path: str) -> None:
+    """ResourcesMissing where a node of the cluster does not see this file of local storage."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not storage.is_local or len(nodes) == 1:
+        return
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    here = [
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(storage.uri(path))
+        for node in nodes
+    ]
+    seen = sum(ray.get(here))
     if seen < len(nodes):
         raise ResourcesMissing(
-            f"{storage.name(folder)} is seen by {seen} of {len(nodes)} nodes of the cluster. "
+            f"{storage.name(path)} is seen by {seen} of {len(nodes)} nodes of the cluster. "
             "Use a folder or URI that all of them share."
         )
 

@@ -32,6 +32,10 @@ class Input:
     def num_rows(self) -> int:
         return sum(entry.rows or 0 for entry in self.files)
 
+    def path(self, entry: FileEntry) -> str:
+        """Where a file of the input lies under its storage."""
+        return f"{self.folder}/{entry.path}" if self.folder else entry.path
+
     def read(self, start: int, stop: int) -> tuple[Ids, Array]:
         """ids int64 (N,) and images uint8 (N, height, width) of a range of rows over all files.
 
@@ -51,7 +55,7 @@ class Input:
         return np.concatenate(ids), np.concatenate(images)
 
     def _read_file(self, entry: FileEntry, begin: int, end: int) -> tuple[Ids | None, Array]:
-        with self.storage.open(_join(self.folder, entry.path)) as file:
+        with self.storage.open(self.path(entry)) as file:
             if self.kind == "idx":
                 shape = (entry.rows or 0, *self.image.shape)
                 return None, idx.read_rows(cast(BinaryIO, file), shape=shape, start=begin, stop=end)
@@ -157,7 +161,3 @@ def _wrong_size(name: str, found: tuple[int, ...], image: ImageSpec) -> str:
         f"--input {name!r} holds images of {size}, but the model takes {image.height} x "
         f"{image.width}. Give another model or other images."
     )
-
-
-def _join(folder: str, path: str) -> str:
-    return f"{folder}/{path}" if folder else path

@@ -39,6 +39,8 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
     pieces = list(_pieces(plan, settings.data.rows_per_shard))
     with cluster.connected():
         cluster.require_shared(storage, folder)
+        for file in source.files.values():
+            cluster.require_seen(file.storage, file.path)
         cluster.require(cpus=1)
         work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
             _write_shard,  # type: ignore[arg-type]

@@ -79,6 +79,8 @@ def _score(
     pieces = list(_pieces(name, rows.num_rows, settings.rows_per_shard))
     with cluster.connected():
         cluster.require_shared(output)
+        for file in rows.files:
+            cluster.require_seen(rows.storage, rows.path(file))
         workers = min(settings.num_workers or cluster.num_free_cpus(), len(pieces))
         gpus = 1 if settings.device == "cuda" else 0
         cluster.require(cpus=workers, gpus=gpus * workers)

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from pipeline import registry
@@ -72,4 +71,4 @@ def cuda_works(artifacts: Artifacts) -> bool:
         Predictor(artifacts.storage, artifacts.model, device="cuda")
     except ResourcesMissing:
         return False
-    return "CUDAExecutionProvider" in ort.get_available_providers()
+    return True
