@@ -53,13 +53,19 @@ def save(storage: Storage, folder: str, state: State) -> FileEntry:
     return entry
 
 
-def newest(storage: Storage, folder: str) -> State | None:
-    """The newest checkpoint that is whole, or None where there is none to go on from."""
+def newest(storage: Storage, folder: str, *, epochs: int) -> State | None:
+    """The newest checkpoint to go on from that is whole, or None where there is none.
+
+    Metrics are there of the first `epochs`; a checkpoint after those would leave a gap in them.
+    """
     for entry in _index(storage, folder):
         try:
-            return _load(storage, folder, entry)
+            state = _load(storage, folder, entry)
         except ArtifactDamaged as error:
             logging.getLogger(__name__).warning("%s Trying the checkpoint before.", error)
+            continue
+        if state.epoch <= epochs:
+            return state
     return None
 
 

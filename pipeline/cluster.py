@@ -22,13 +22,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.contract import ResourcesMissing, UserError
 from pipeline.storage import Storage
 
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-}
-"""Set before Ray starts, where the user has not. Ray Train's controller looks at its workers every
-2 s by default, which is longer than a whole epoch here."""
-
 PATIENCE_S = 10
 
 OBJECT_STORE_BYTES = 512 << 20
@@ -87,7 +80,6 @@ def _init() -> None:
             ) from None
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         # Without it, Ray joins whatever cluster was last started on this machine.
         address="local",
@@ -99,8 +91,7 @@ def _init() -> None:
 
 
 def _prepare() -> None:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()

@@ -63,8 +63,13 @@ class Training(Settings):
     """Learning rate over the run: constant, or up in the first fifth and down to 0 by cosine."""
     shuffle: bool = True
     """Shuffle each epoch (seeded), or take batches in file order."""
+    deform: float = Field(default=0.0, ge=0)
+    """Strength of random affine and elastic deformations: 0 is none, 1 suits handwriting."""
     seed: int = Field(default=0, ge=0)
-    """Of the first weights and of the shuffling."""
+    """Of the first weights, the shuffling and the deformations."""
+    memory_mib: int = Field(default=1024, ge=1)
+    """For the images of a split in each worker; one that does not fit is streamed by windows of
+    half of it, and shuffled by shards, then within each window."""
     checkpoint_every: int = Field(default=5, ge=1)
     """Epochs from one checkpoint to the next: what a crash costs at most."""
     num_workers: int = Field(default=1, ge=1)

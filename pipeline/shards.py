@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.contract import ImageSpec, SettingError
 from pipeline.idx import Array
-from pipeline.manifest import DatasetManifest, read_file
+from pipeline.manifest import DatasetManifest, FileEntry, read_file
 from pipeline.storage import Storage
 
 Ids = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -75,26 +75,34 @@ def read_shards(storage: Storage, dataset: DatasetManifest, split: str) -> Itera
     if split not in dataset.rows:
         raise SettingError(f"Split {split!r} is not one of {', '.join(dataset.rows)}.")
     for entry in dataset.shards(split):
-        data = read_file(storage, f"datasets/{dataset.ref}", entry)
-        table = pq.read_table(pa.BufferReader(data), schema=schema(dataset.image))
-        yield Split(
-            table["id"].to_numpy(),
-            pixels(table["image"], dataset.image),
-            table["label"].to_numpy(),
-        )
+        yield _read_shard(storage, dataset, entry)
 
 
-def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> Split:
-    """A whole split in memory, in the order of ids."""
-    rows = dataset.rows[split]
+def read(storage: Storage, dataset: DatasetManifest, files: Sequence[FileEntry]) -> Split:
+    """The rows of these shards, in this order, in memory."""
+    rows = sum(entry.rows or 0 for entry in files)
     images, labels = np.empty((rows, *dataset.image.shape), np.uint8), np.empty(rows, np.uint8)
     ids = np.empty(rows, np.int64)
     start = 0
-    for shard in read_shards(storage, dataset, split):
+    for entry in files:
+        shard = _read_shard(storage, dataset, entry)
         stop = start + len(shard.ids)
         ids[start:stop] = shard.ids
         images[start:stop] = shard.images
         labels[start:stop] = shard.labels
         start = stop
-    assert start == rows, f"{split} has {start} rows, its manifest says {rows}"
+    assert start == rows, f"the shards have {start} rows, their manifest says {rows}"
     return Split(ids, images, labels)
+
+
+def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> Split:
+    """A whole split in memory, in the order of ids."""
+    return read(storage, dataset, dataset.shards(split))
+
+
+def _read_shard(storage: Storage, dataset: DatasetManifest, entry: FileEntry) -> Split:
+    data = read_file(storage, f"datasets/{dataset.ref}", entry)
+    table = pq.read_table(pa.BufferReader(data), schema=schema(dataset.image))
+    return Split(
+        table["id"].to_numpy(), pixels(table["image"], dataset.image), table["label"].to_numpy()
+    )

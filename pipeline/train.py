@@ -9,12 +9,17 @@ its slice of every global batch, so the batches do not depend on the number of w
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
 from ray.exceptions import RayActorError
 from ray.train import (
     ControllerError,
@@ -28,6 +33,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2._internal.execution.controller import TrainController
 
 from pipeline import checkpoints, cluster
 from pipeline.config import Train, Training
@@ -45,6 +51,13 @@ from pipeline.manifest import (
 )
 from pipeline.storage import Storage
 from pipeline.worker import METRICS, Job, read_metrics, train_worker
+
+CONTROLLER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""By default the controller looks at its workers every 2 s, which is longer than an epoch here, and
+starts an actor that only logs which nodes a cloud is about to take away."""
 
 MAX_WORKER_FAILURES = 3
 POLL_S = 0.5
@@ -133,10 +146,12 @@ def _fit(job: Job) -> dict[str, Any]:
     finally:
         with suppress(StorageError):
             job.storage.delete(f"{job.folder}/{attempt}")
-    if epoch := result.get("diverged"):
+    if diverged := result.get("diverged"):
+        epoch, step = diverged
         raise TrainingFailed(
-            f"The loss stopped being a finite number in epoch {epoch}. Try a smaller "
-            f"--train.learning-rate than {job.training.learning_rate}."
+            f"The loss stopped being a finite number in epoch {epoch}, step {step}. Try a smaller "
+            f"--train.learning-rate than {job.training.learning_rate}, or a larger "
+            f"--train.batch-size than {job.training.batch_size}."
         )
     return result
 
@@ -155,16 +170,35 @@ def _cause(error: WorkerGroupError) -> Exception:
     return error
 
 
-class Trainer(TorchTrainer):
-    """TorchTrainer without the actor that watches over placement groups.
+class Controller(TrainController):
+    """Ray Train's controller with settings of its own, where the user has made none."""
 
-    It is for drivers that outlive their controller, which ours does not; and in Ray 2.60 stopping
-    it takes 12 s, as it waits for a thread that waits for it.
+    def __init__(self, **parts: Any) -> None:
+        for name, value in CONTROLLER_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        super().__init__(**parts)
+
+
+class Trainer(TorchTrainer):
+    """TorchTrainer that starts 2 s and ends 12 s sooner.
+
+    Its controller has no runtime environment of its own, so it takes a process that Ray has ready;
+    the actor that the controller asks for resources starts beside it, not after it. There is none
+    that watches over placement groups: it is for drivers that outlive their controller, which ours
+    does not, and in Ray 2.60 stopping it takes 12 s, as it waits for a thread that waits for it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        coordinator = get_or_create_autoscaling_coordinator()
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        controller: Any = ray.remote(num_cpus=0, label_selector=here)(Controller).remote(**parts)
+        ray.get(controller.run.remote())
+        del coordinator
+        return ray.get(controller.get_result.remote())
 
 
 def _watch(trainer: TorchTrainer, job: Job) -> dict[str, Any]:

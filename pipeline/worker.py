@@ -1,4 +1,4 @@
-"""What one training worker does: every epoch from tensors that it holds, and every batch's share.
+"""What one training worker does: its part of every batch of every epoch, by `Step`.
 
 Knows its rank from torch.distributed, which Ray Train has set up; of Ray it knows nothing else.
 """
@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline import checkpoints, shards
+from pipeline import checkpoints
+from pipeline.batches import Batches, Block
 from pipeline.config import Training
+from pipeline.deform import Deform
 from pipeline.manifest import DatasetManifest
 from pipeline.model import Mlp
+from pipeline.step import Step, flatten
 from pipeline.storage import Storage
 
 METRICS = "metrics.jsonl"
-EVALUATION_BATCH = 10_000
+EVALUATION_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,25 @@ class Job:
     device: str
 
 
+class Diverged(Exception):
+    """The loss of a step was not a finite number; holds the epoch and the step, from 1."""
+
+
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Trains `config["job"]` from the last checkpoint, or from the start, to the end.
 
     Returns `metrics` (a line an epoch) and `checkpoint` (the last one's entry); or `diverged`, the
-    epoch in which the loss stopped being finite. Float additions aside, the result is the same for
-    any number of workers; for one number of workers on CPU, it is the same to the bit.
+    epoch and step at which the loss stopped being finite. Float additions aside, the result is the
+    same for any number of workers; for one number of workers on CPU, it is the same to the bit.
     """
     job: Job = config["job"]
     torch.set_num_threads(1)
     worker = Worker(job)
     while worker.epoch < job.training.epochs:
-        line = worker.run_epoch()
-        if not all(math.isfinite(value) for value in line.values()):
-            return {"diverged": worker.epoch}
-        worker.metrics.append(line)
+        try:
+            worker.metrics.append(worker.run_epoch())
+        except Diverged as diverged:
+            return {"diverged": diverged.args}
         if worker.rank == 0:
             write_metrics(job.storage, job.folder, worker.metrics)
             last = worker.epoch == job.training.epochs
@@ -67,127 +75,173 @@ class Worker:
     """One rank's data, model and optimizer, all on its device."""
 
     def __init__(self, job: Job) -> None:
-        self.training, self.device = job.training, torch.device(job.device)
+        training = self.training = job.training
+        self.device = torch.device(job.device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
-        started = time.perf_counter()
-        train, val = (self._read(job, split) for split in ("train", "val"))
-        self._data_wait_s = time.perf_counter() - started
-        self.images, self.labels = train
-        self.val = tuple(tensor.tensor_split(self.world_size)[self.rank] for tensor in val)
-        self.model = Mlp(job.dataset.image, job.training.hidden_sizes, seed=job.training.seed)
-        self.model.to(self.device)
+        self.train = self._batches(
+            job, "train", training.batch_size, training.seed if training.shuffle else None
+        )
+        self.val = self._batches(job, "val", EVALUATION_ROWS * self.world_size)
+        image = job.dataset.image
+        self.num_classes = image.num_classes
+        self.model = Mlp(image, training.hidden_sizes, seed=training.seed).to(self.device)
         self.parameters = flatten(self.model)
-        self.optimizer = self._make_optimizer()
+        self.gradient = torch.zeros_like(self.parameters)
+        self.parameters.grad = self.gradient
+        self.optimizer: torch.optim.Optimizer | None = None
+        if training.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                [self.parameters],
+                lr=training.learning_rate,
+                weight_decay=training.weight_decay,
+                fused=True,
+            )
+        # A worker alone needs no gradient for plain SGD: the step adds it to the parameters.
+        self.alone = self.world_size == 1 and not self.optimizer
+        self.step = Step(
+            (image.num_pixels, *training.hidden_sizes, image.num_classes),
+            self.parameters,
+            self.parameters if self.alone else self.gradient,
+        )
+        self.deform: Deform | None = None
+        if training.deform:
+            self.deform = Deform(image.height, image.width, training.deform, self.device)
         self.epoch, self.metrics = 0, list[dict[str, float]]()
-        if state := checkpoints.newest(job.storage, job.folder):
+        metrics = read_metrics(job.storage, job.folder)
+        if state := checkpoints.newest(job.storage, job.folder, epochs=len(metrics)):
             self.epoch = state.epoch
-            self.metrics = read_metrics(job.storage, job.folder)[: state.epoch]
+            self.metrics = metrics[: state.epoch]
             self.model.load_state_dict(state.model)
-            self.optimizer.load_state_dict(state.optimizer)
+            if self.optimizer:
+                self.optimizer.load_state_dict(state.optimizer)
 
     def state(self) -> checkpoints.State:
         """All that is needed to go on from here, on any device."""
-        model = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
-        return checkpoints.State(self.epoch, model, self.optimizer.state_dict())
+        model = {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.model.state_dict().items()
+        }
+        optimizer = self.optimizer.state_dict() if self.optimizer else {}
+        return checkpoints.State(self.epoch, model, optimizer)
 
     def run_epoch(self) -> dict[str, float]:
-        """One pass over `train`, then `val`; returns the line for metrics.jsonl."""
-        started = time.perf_counter()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        order = self._order()
-        batch_size = self.training.batch_size
-        steps = math.ceil(len(self.labels) / batch_size)
-        for number in range(steps):
-            start = number * batch_size
+        """One pass over `train`, then `val`; returns the line for metrics.jsonl.
+
+        Raises Diverged, in all workers alike, at the end of the block in which it happened.
+        """
+        started = perf_counter()
+        if self.deform:
+            self.deform.start_epoch(self.training.seed, self.epoch)
+        loss, correct, step = 0.0, 0.0, 0
+        for block in self.train.epoch(self.epoch):
+            logits = self._train_on(block, step)
+            block_loss, block_correct = self._measure(logits, block.labels)
+            if not math.isfinite(block_loss):
+                raise Diverged(self.epoch + 1, step + self._first_bad(logits, block))
+            loss, correct, step = (
+                loss + block_loss,
+                correct + block_correct,
+                step + len(block.parts),
+            )
+        seconds = perf_counter() - started
+        val_loss, val_accuracy = self.validate()
+        if not math.isfinite(val_loss):
+            raise Diverged(self.epoch + 1, step)
+        self.epoch += 1
+        waited_s = self.train.waited_s + self.val.waited_s
+        self.train.waited_s = self.val.waited_s = 0.0
+        return {
+            "epoch": self.epoch,
+            "loss": loss / self.train.rows,
+            "accuracy": correct / self.train.rows,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "images_per_s": self.train.rows / seconds,
+            "data_wait_s": waited_s,
+        }
+
+    def validate(self) -> tuple[float, float]:
+        """Mean loss and accuracy over `val`, every example counted once over all workers."""
+        loss, correct = 0.0, 0.0
+        for block in self.val.epoch():
+            logits = torch.empty(len(block.labels), self.num_classes, device=self.device)
+            for _, images, out in _split(block, block.images.flatten(1), logits):
+                self.step.forward(images, out)
+            block_loss, block_correct = self._measure(logits, block.labels)
+            loss, correct = loss + block_loss, correct + block_correct
+        return loss / self.val.rows, correct / self.val.rows
+
+    def _train_on(self, block: Block, done: int) -> Tensor:
+        """A step for each batch of a block, after `done` of this epoch; returns the logits."""
+        targets = F.one_hot(block.labels, self.num_classes).to(torch.float32)
+        logits = torch.empty_like(targets)
+        steps = math.ceil(self.train.rows / self.training.batch_size)
+        parts = _split(block, block.images, targets, logits)
+        for number, (part, images, target, out) in enumerate(parts, self.epoch * steps + done):
             rate = learning_rate(
-                self.epoch * steps + number,
+                number,
                 steps=self.training.epochs * steps,
                 peak=self.training.learning_rate,
                 schedule=self.training.schedule,
             )
-            self._step(start, min(start + batch_size, len(self.labels)), order, rate, totals)
-        self._add_up(totals)
-        loss, correct = (totals / len(self.labels)).tolist()
-        seconds = time.perf_counter() - started
-        self.epoch += 1
-        val_loss, val_accuracy = self.validate()
-        # All of the waiting was done before the first epoch of this process.
-        data_wait_s, self._data_wait_s = self._data_wait_s, 0.0
-        return {
-            "epoch": self.epoch,
-            "loss": loss,
-            "accuracy": correct,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "images_per_s": len(self.labels) / seconds,
-            "data_wait_s": data_wait_s,
-        }
+            if self.deform:
+                images = self.deform(images, part)
+            images = images.flatten(1)
+            if self.alone:
+                self.step(images, target, out, -rate / part.total)
+                continue
+            # Gradients are sums over this rank's rows by the size of the global batch: they add up
+            # over ranks to those of the mean, also where the ranks' rows differ in number.
+            self.step(images, target, out, 1 / part.total)
+            if self.world_size > 1:
+                dist.all_reduce(self.gradient)
+            if self.optimizer:
+                self.optimizer.param_groups[0]["lr"] = rate
+                self.optimizer.step()
+            else:
+                self.parameters.add_(self.gradient, alpha=-rate)
+        return logits
 
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Mean loss and accuracy over `val`, every example counted once over all workers."""
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for images, labels in zip(*(t.split(EVALUATION_BATCH) for t in self.val), strict=True):
-            logits = self.model(images)
-            totals[0] += F.cross_entropy(logits, labels, reduction="sum")
-            totals[1] += (logits.argmax(-1) == labels).sum()
-            totals[2] += len(labels)
-        self._add_up(totals)
-        loss, correct, count = totals.tolist()
-        return loss / count, correct / count
-
-    def _step(
-        self, start: int, stop: int, order: Tensor | None, rate: float, totals: Tensor
-    ) -> None:
-        """One step on this rank's slice of the global batch start..stop.
-
-        The loss is a sum divided by the size of the global batch, so gradients add up over ranks
-        to those of the mean, also where the slices differ in size.
-        """
-        mine = slice(
-            start + (stop - start) * self.rank // self.world_size,
-            start + (stop - start) * (self.rank + 1) // self.world_size,
-        )
-        index = mine if order is None else order[mine]
-        images, labels = self.images[index], self.labels[index]
-        gradient = self.parameters.grad
-        assert gradient is not None
-        gradient.zero_()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        (loss / (stop - start)).backward()
-        if self.world_size > 1:
-            dist.all_reduce(gradient)
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
-        with torch.no_grad():
-            totals[0] += loss
-            totals[1] += (logits.argmax(-1) == labels).sum()
-
-    def _order(self) -> Tensor | None:
-        """The order of examples in this epoch, the same on all workers; None for file order."""
-        if not self.training.shuffle:
-            return None
-        generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.epoch)
-        return torch.randperm(len(self.labels), generator=generator).to(self.device)
-
-    def _add_up(self, totals: Tensor) -> None:
+    def _measure(self, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Loss, summed, and number of correct predictions, over the rows of all workers."""
+        # Over the first axis, for the speed of it: see Step.
+        columns = logits.t().contiguous()
+        losses = columns.logsumexp(0) - columns.gather(0, labels[None])
+        totals = torch.stack([losses.sum(dtype=torch.float64), (logits.argmax(-1) == labels).sum()])
         if self.world_size > 1:
             dist.all_reduce(totals)
+        summed, correct = totals.tolist()
+        return summed, correct
 
-    def _read(self, job: Job, split: str) -> tuple[Tensor, Tensor]:
-        data = shards.read_split(job.storage, job.dataset, split)
-        images = torch.from_numpy(data.images).to(self.device)
-        return images, torch.from_numpy(data.labels).to(self.device, torch.int64)
+    def _first_bad(self, logits: Tensor, block: Block) -> int:
+        """The first step of a block, from 1, whose logits were not finite on any worker."""
+        parts = enumerate(_split(block, logits), 1)
+        bad = [n for n, (_, out) in parts if not out.isfinite().all()]
+        first = torch.tensor(min(bad, default=len(block.parts)), device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        return int(first)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        rate = self.training.learning_rate
-        if self.training.optimizer == "sgd":
-            return torch.optim.SGD([self.parameters], lr=rate)
-        decay = self.training.weight_decay
-        return torch.optim.AdamW([self.parameters], lr=rate, weight_decay=decay, fused=True)
+    def _batches(self, job: Job, split: str, batch_size: int, seed: int | None = None) -> Batches:
+        return Batches(
+            job.storage,
+            job.dataset,
+            split,
+            batch_size=batch_size,
+            memory_bytes=job.training.memory_mib << 20,
+            device=self.device,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=seed,
+        )
+
+
+def _split(block: Block, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The parts of a block, each with its rows of these tensors."""
+    sizes = [part.rows for part in block.parts]
+    return zip(block.parts, *(tensor.split(sizes) for tensor in rows), strict=True)
 
 
 def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> None:
@@ -202,22 +256,6 @@ def read_metrics(storage: Storage, folder: str) -> list[dict[str, float]]:
         return [json.loads(line) for line in storage.read(f"{folder}/{METRICS}").splitlines()]
     except FileNotFoundError:
         return []
-
-
-def flatten(model: nn.Module) -> nn.Parameter:
-    """Moves all parameters of a model, and their gradients, into one vector, as views of it.
-
-    One all-reduce and one optimizer step on the vector then serve them all.
-    """
-    parameters = list(model.parameters())
-    vector = nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-    vector.grad = torch.zeros_like(vector)
-    sizes = [p.numel() for p in parameters]
-    for p, value, grad in zip(
-        parameters, vector.data.split(sizes), vector.grad.split(sizes), strict=True
-    ):
-        p.data, p.grad = value.view_as(p), grad.view_as(p)
-    return vector
 
 
 def learning_rate(step: int, *, steps: int, peak: float, schedule: str) -> float:

@@ -1,28 +1,6 @@
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-
-from pipeline.contract import ImageSpec
-from pipeline.model import Mlp
-from pipeline.worker import flatten, learning_rate
-
-IMAGE = ImageSpec(3, 4, ("a", "b", "c"))
-
-
-def test_the_vector_holds_the_parameters_and_gathers_their_gradients() -> None:
-    images = torch.randint(0, 256, (7, 3, 4), dtype=torch.uint8)
-    labels = torch.randint(0, 3, (7,))
-    plain, flat = Mlp(IMAGE, (5,), seed=1), Mlp(IMAGE, (5,), seed=1)
-    vector = flatten(flat)
-    for model in (plain, flat):
-        F.cross_entropy(model(images), labels).backward()
-    expected = torch.cat([p.grad.flatten() for p in plain.parameters() if p.grad is not None])
-    assert vector.grad is not None
-    torch.testing.assert_close(vector.grad, expected)
-    with torch.no_grad():
-        vector.zero_()
-    assert not flat(images).any()
+from pipeline.worker import learning_rate
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
