@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
     epoch: int
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Tensor]
 
 
 def save(storage: Storage, folder: str, state: State) -> FileEntry:

@@ -49,13 +49,13 @@ class Training(Settings):
     recipe: tyro.conf.Suppress[str] = "fast"
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     """Units of each hidden layer."""
-    epochs: int = Field(default=6, ge=1)
+    epochs: int = Field(default=4, ge=1)
     """Passes over `train`."""
     batch_size: int = Field(default=256, ge=1)
     """Examples a step, over all workers together."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """SGD without momentum, or AdamW."""
-    learning_rate: float = Field(default=0.012, gt=0)
+    learning_rate: float = Field(default=0.016, gt=0)
     """Step size; the peak where the schedule moves it."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW, per unit of learning rate."""

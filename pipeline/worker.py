@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import checkpoints
+from pipeline.allreduce import AllReduce
 from pipeline.batches import Batches, Block
 from pipeline.config import Training
 from pipeline.deform import Deform
 from pipeline.manifest import DatasetManifest
 from pipeline.model import Mlp
+from pipeline.optimizer import AdamW, Sgd
 from pipeline.step import Step, flatten
 from pipeline.storage import Storage
 
@@ -89,17 +91,14 @@ class Worker:
         self.model = Mlp(image, training.hidden_sizes, seed=training.seed).to(self.device)
         self.parameters = flatten(self.model)
         self.gradient = torch.zeros_like(self.parameters)
-        self.parameters.grad = self.gradient
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.all_reduce = AllReduce(self.gradient)
+        self.optimizer: Sgd | AdamW = Sgd(self.parameters, self.gradient)
         if training.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(
-                [self.parameters],
-                lr=training.learning_rate,
-                weight_decay=training.weight_decay,
-                fused=True,
+            self.optimizer = AdamW(
+                self.parameters, self.gradient, weight_decay=training.weight_decay
             )
         # A worker alone needs no gradient for plain SGD: the step adds it to the parameters.
-        self.alone = self.world_size == 1 and not self.optimizer
+        self.alone = self.world_size == 1 and training.optimizer == "sgd"
         self.step = Step(
             (image.num_pixels, *training.hidden_sizes, image.num_classes),
             self.parameters,
@@ -114,17 +113,14 @@ class Worker:
             self.epoch = state.epoch
             self.metrics = metrics[: state.epoch]
             self.model.load_state_dict(state.model)
-            if self.optimizer:
-                self.optimizer.load_state_dict(state.optimizer)
+            for name, tensor in self.optimizer.state().items():
+                tensor.copy_(state.optimizer[name])
 
     def state(self) -> checkpoints.State:
         """All that is needed to go on from here, on any device."""
-        model = {
-            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in self.model.state_dict().items()
-        }
-        optimizer = self.optimizer.state_dict() if self.optimizer else {}
-        return checkpoints.State(self.epoch, model, optimizer)
+        return checkpoints.State(
+            self.epoch, _on_cpu(self.model.state_dict()), _on_cpu(self.optimizer.state())
+        )
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over `train`, then `val`; returns the line for metrics.jsonl.
@@ -134,20 +130,20 @@ class Worker:
         started = perf_counter()
         if self.deform:
             self.deform.start_epoch(self.training.seed, self.epoch)
-        loss, correct, step = 0.0, 0.0, 0
+        totals, step = torch.zeros(2, 2, dtype=torch.float64, device=self.device), 0
         for block in self.train.epoch(self.epoch):
             logits = self._train_on(block, step)
-            block_loss, block_correct = self._measure(logits, block.labels)
-            if not math.isfinite(block_loss):
+            # The same on all workers, as their parameters are.
+            if not self.parameters.isfinite().all():
                 raise Diverged(self.epoch + 1, step + self._first_bad(logits, block))
-            loss, correct, step = (
-                loss + block_loss,
-                correct + block_correct,
-                step + len(block.parts),
-            )
+            totals[0] += measure(logits, block.labels)
+            step += len(block.parts)
         seconds = perf_counter() - started
-        val_loss, val_accuracy = self.validate()
-        if not math.isfinite(val_loss):
+        totals[1] = self._validate()
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        (loss, correct), (val_loss, val_correct) = totals.tolist()
+        if not math.isfinite(loss + val_loss):
             raise Diverged(self.epoch + 1, step)
         self.epoch += 1
         waited_s = self.train.waited_s + self.val.waited_s
@@ -156,22 +152,21 @@ class Worker:
             "epoch": self.epoch,
             "loss": loss / self.train.rows,
             "accuracy": correct / self.train.rows,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            "val_loss": val_loss / self.val.rows,
+            "val_accuracy": val_correct / self.val.rows,
             "images_per_s": self.train.rows / seconds,
             "data_wait_s": waited_s,
         }
 
-    def validate(self) -> tuple[float, float]:
-        """Mean loss and accuracy over `val`, every example counted once over all workers."""
-        loss, correct = 0.0, 0.0
+    def _validate(self) -> Tensor:
+        """`measure` of this rank's rows of `val`: over all ranks, each example is counted once."""
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for block in self.val.epoch():
             logits = torch.empty(len(block.labels), self.num_classes, device=self.device)
             for _, images, out in _split(block, block.images.flatten(1), logits):
                 self.step.forward(images, out)
-            block_loss, block_correct = self._measure(logits, block.labels)
-            loss, correct = loss + block_loss, correct + block_correct
-        return loss / self.val.rows, correct / self.val.rows
+            totals += measure(logits, block.labels)
+        return totals
 
     def _train_on(self, block: Block, done: int) -> Tensor:
         """A step for each batch of a block, after `done` of this epoch; returns the logits."""
@@ -195,25 +190,9 @@ class Worker:
             # Gradients are sums over this rank's rows by the size of the global batch: they add up
             # over ranks to those of the mean, also where the ranks' rows differ in number.
             self.step(images, target, out, 1 / part.total)
-            if self.world_size > 1:
-                dist.all_reduce(self.gradient)
-            if self.optimizer:
-                self.optimizer.param_groups[0]["lr"] = rate
-                self.optimizer.step()
-            else:
-                self.parameters.add_(self.gradient, alpha=-rate)
+            self.all_reduce(self.gradient)
+            self.optimizer.step(rate)
         return logits
-
-    def _measure(self, logits: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Loss, summed, and number of correct predictions, over the rows of all workers."""
-        # Over the first axis, for the speed of it: see Step.
-        columns = logits.t().contiguous()
-        losses = columns.logsumexp(0) - columns.gather(0, labels[None])
-        totals = torch.stack([losses.sum(dtype=torch.float64), (logits.argmax(-1) == labels).sum()])
-        if self.world_size > 1:
-            dist.all_reduce(totals)
-        summed, correct = totals.tolist()
-        return summed, correct
 
     def _first_bad(self, logits: Tensor, block: Block) -> int:
         """The first step of a block, from 1, whose logits were not finite on any worker."""
@@ -236,6 +215,22 @@ class Worker:
             world_size=self.world_size,
             seed=seed,
         )
+
+
+def measure(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss, summed, and number of correct predictions: float64 (2,)."""
+    # Over the first axis, for the speed of it: see Step.
+    columns = logits.t().contiguous()
+    losses = columns.logsumexp(0) - columns.gather(0, labels[None])
+    return torch.stack([losses.sum(dtype=torch.float64), (logits.argmax(-1) == labels).sum()])
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies without what else lies in the vectors that these are views of."""
+    return {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def _split(block: Block, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
