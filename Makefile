@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow lint
+.PHONY: run test test-slow bench-train lint
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
@@ -12,6 +12,10 @@ test: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/pytest -m slow
+
+bench-train: .venv/ready
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[bench]'
+	$(BIN)/python -m tests.bench.train
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -46,6 +46,11 @@ class Block(NamedTuple):
     labels: Tensor
     parts: list[Part]
 
+    @property
+    def rows(self) -> list[int]:
+        """This worker's rows of each batch."""
+        return [part.rows for part in self.parts]
+
 
 class Batches:
     """The batches of a split, cut in the order of its rows, or of a seeded shuffle of them."""

@@ -49,20 +49,20 @@ class Deform:
         self._random.manual_seed(seed * 1_000_003 + epoch)
 
     def __call__(self, images: Tensor, part: Part) -> Tensor:
-        """Raw pixels float32 (rows, height, width), deformed, of uint8 images: a part of a batch.
+        """Raw pixels float32 (rows, height * width), deformed, of uint8 ones: a part of a batch.
 
         To be called once for each batch of an epoch, by every worker.
         """
         fields = self._fields(-(-part.total // GROUP))
         first, lead = divmod(part.start, GROUP)
         count = max(1, -(-(lead + part.rows) // GROUP))
-        padded = F.pad(images.float(), (0, 0, 0, 0, lead, count * GROUP - lead - part.rows))
+        padded = F.pad(images.float(), (0, 0, lead, count * GROUP - lead - part.rows))
         deformed = F.grid_sample(
             padded.view(count, GROUP, *self._shape),
             fields[first : first + count],
             align_corners=False,
         )
-        rows: Tensor = deformed.view(-1, *self._shape)
+        rows: Tensor = deformed.view(-1, images.shape[1])
         return rows[lead : lead + part.rows]
 
     def _fields(self, count: int) -> Tensor:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import checkpoints
@@ -47,6 +45,7 @@ class Diverged(Exception):
     """The loss of a step was not a finite number; holds the epoch and the step, from 1."""
 
 
+@torch.inference_mode()
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Trains `config["job"]` from the last checkpoint, or from the start, to the end.
 
@@ -56,6 +55,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """
     job: Job = config["job"]
     torch.set_num_threads(1)
+    # Products of numbers too small for float32's usual form are a hundred times as slow.
+    torch.set_flush_denormal(True)
     worker = Worker(job)
     while worker.epoch < job.training.epochs:
         try:
@@ -162,19 +163,30 @@ class Worker:
         """`measure` of this rank's rows of `val`: over all ranks, each example is counted once."""
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for block in self.val.epoch():
-            logits = torch.empty(len(block.labels), self.num_classes, device=self.device)
-            for _, images, out in _split(block, block.images.flatten(1), logits):
-                self.step.forward(images, out)
+            logits = torch.empty(self.num_classes, len(block.labels), device=self.device)
+            images = block.images.flatten(1).split(block.rows)
+            for rows, out in zip(images, logits.split(block.rows, 1), strict=True):
+                self.step.forward(rows, out)
             totals += measure(logits, block.labels)
         return totals
 
     def _train_on(self, block: Block, done: int) -> Tensor:
-        """A step for each batch of a block, after `done` of this epoch; returns the logits."""
-        targets = F.one_hot(block.labels, self.num_classes).to(torch.float32)
+        """A step for each batch of a block, after `done` of this epoch; returns the logits.
+
+        They are float32 (classes, rows), each from before its batch's step.
+        """
+        targets = torch.zeros(self.num_classes, len(block.labels), device=self.device)
+        targets.scatter_(0, block.labels[None], 1.0)
         logits = torch.empty_like(targets)
         steps = math.ceil(self.train.rows / self.training.batch_size)
-        parts = _split(block, block.images, targets, logits)
-        for number, (part, images, target, out) in enumerate(parts, self.epoch * steps + done):
+        batches = zip(
+            block.parts,
+            block.images.flatten(1).split(block.rows),
+            targets.split(block.rows, 1),
+            logits.split(block.rows, 1),
+            strict=True,
+        )
+        for number, (part, images, target, out) in enumerate(batches, self.epoch * steps + done):
             rate = learning_rate(
                 number,
                 steps=self.training.epochs * steps,
@@ -183,7 +195,6 @@ class Worker:
             )
             if self.deform:
                 images = self.deform(images, part)
-            images = images.flatten(1)
             if self.alone:
                 self.step(images, target, out, -rate / part.total)
                 continue
@@ -196,8 +207,8 @@ class Worker:
 
     def _first_bad(self, logits: Tensor, block: Block) -> int:
         """The first step of a block, from 1, whose logits were not finite on any worker."""
-        parts = enumerate(_split(block, logits), 1)
-        bad = [n for n, (_, out) in parts if not out.isfinite().all()]
+        batches = enumerate(logits.split(block.rows, 1), 1)
+        bad = [number for number, out in batches if not out.isfinite().all()]
         first = torch.tensor(min(bad, default=len(block.parts)), device=self.device)
         if self.world_size > 1:
             dist.all_reduce(first, dist.ReduceOp.MIN)
@@ -218,11 +229,10 @@ class Worker:
 
 
 def measure(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss, summed, and number of correct predictions: float64 (2,)."""
-    # Over the first axis, for the speed of it: see Step.
-    columns = logits.t().contiguous()
-    losses = columns.logsumexp(0) - columns.gather(0, labels[None])
-    return torch.stack([losses.sum(dtype=torch.float64), (logits.argmax(-1) == labels).sum()])
+    """Loss, summed, and number of correct predictions, float64 (2,), of logits (classes, N)."""
+    losses = logits.logsumexp(0) - logits.gather(0, labels[None])
+    correct = (logits.max(0).indices == labels).sum()
+    return torch.stack([losses.sum(dtype=torch.float64), correct])
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -231,12 +241,6 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name: tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-
-
-def _split(block: Block, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
-    """The parts of a block, each with its rows of these tensors."""
-    sizes = [part.rows for part in block.parts]
-    return zip(block.parts, *(tensor.split(sizes) for tensor in rows), strict=True)
 
 
 def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> None:

@@ -27,9 +27,9 @@ def deformed(
         deform.start_epoch(seed, epoch)
         start, stop = (BATCH * r // workers for r in (rank, rank + 1))
         for _ in range(batches):
-            share = deform(blobs(stop - start), Part(start, stop - start, BATCH))
+            share = deform(blobs(stop - start).flatten(1), Part(start, stop - start, BATCH))
         shares.append(share)
-    return torch.cat(shares)
+    return torch.cat(shares).view(BATCH, HEIGHT, WIDTH)
 
 
 def test_deformations_move_ink_and_keep_the_range_of_pixels() -> None:

@@ -52,10 +52,10 @@ def test_a_step_has_the_numbers_of_autograd(hidden: tuple[int, ...]) -> None:
     model, _, gradient, step = make_step(hidden)
     for rows in (64, 1, 7, 64):
         images, labels = make_batch(rows)
-        logits = torch.full((rows, 3), torch.nan)
-        step(images.flatten(1), F.one_hot(labels, 3).float(), logits, 1 / rows)
+        logits = torch.full((3, rows), torch.nan)
+        step(images.flatten(1), F.one_hot(labels, 3).float().t(), logits, 1 / rows)
         expected_logits, expected = autograd(model, images, labels)
-        torch.testing.assert_close(logits, expected_logits)
+        torch.testing.assert_close(logits.t(), expected_logits)
         torch.testing.assert_close(gradient, expected / rows)
 
 
@@ -69,11 +69,11 @@ def test_a_step_in_place_is_plain_sgd(hidden: tuple[int, ...]) -> None:
         flatten(model).copy_(expected)
         vector = flatten(model)
         expected = vector - 0.3 / 9 * autograd(model, images, labels)[1]
-        step(images.flatten(1), F.one_hot(labels, 3).float(), torch.empty(9, 3), -0.3 / 9)
+        step(images.flatten(1), F.one_hot(labels, 3).float().t(), torch.empty(3, 9), -0.3 / 9)
     torch.testing.assert_close(parameters, expected)
 
 
 def test_no_rows_give_no_gradient() -> None:
     _, _, gradient, step = make_step((5,))
-    step(torch.empty(0, 12, dtype=torch.uint8), torch.empty(0, 3), torch.empty(0, 3), 1.0)
+    step(torch.empty(0, 12, dtype=torch.uint8), torch.empty(3, 0), torch.empty(3, 0), 1.0)
     assert not gradient.any()

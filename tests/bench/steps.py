@@ -1,0 +1,65 @@
+"""Steps per second of ours and the peers, in turn, on one core: run by tests.bench.train.
+
+python -m tests.bench.steps ROOT DATASET ROUNDS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.config import RECIPES
+from pipeline.manifest import DatasetManifest, load
+from pipeline.shards import read_split
+from pipeline.storage import Storage
+from pipeline.worker import Job, Worker
+from tests.bench import peers
+
+
+def main(root: str, ref: str, rounds: int) -> None:
+    # Before JAX counts the cores: as many threads for each peer as for us, one.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    group = tempfile.mkdtemp()
+    dist.init_process_group("gloo", init_method=f"file://{group}/group", rank=0, world_size=1)
+    storage = Storage(root)
+    dataset = load(storage, f"datasets/{ref}", DatasetManifest)
+    with torch.inference_mode():
+        ours = Worker(Job(storage, dataset, RECIPES["seed"], "runs/none", "cpu"))
+        ours.run_epoch()
+    split = read_split(storage, dataset, "train")
+    images = split.images.reshape(len(split.labels), -1).astype(np.float32) / np.float32(255)
+    arrays = images, split.labels.astype(np.int64)
+    calls, scan = peers.xla(arrays)
+    passes = {
+        "eager": peers.eager(arrays),
+        "xla": calls,
+        "xla_scan": scan,
+        "floor": peers.products(arrays),
+        "sklearn": peers.sklearn(arrays),
+    }
+    steps = len(split.labels) / peers.BATCH
+    for run in passes.values():
+        run()
+    rates = []
+    for _ in range(rounds):
+        # The rate of ours counts the order, the loss and the accuracy; of a peer, the bare loop.
+        with torch.inference_mode():
+            rate = {"ours": ours.run_epoch()["images_per_s"] / peers.BATCH}
+        for name, run in passes.items():
+            started = time.perf_counter()
+            run()
+            rate[name] = steps / (time.perf_counter() - started)
+        rates.append(rate)
+    print(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,80 @@
+"""One epoch over a large dataset, in memory or streamed: run by tests.bench.train.
+
+    python -m tests.bench.stream ROOT DATASET MEMORY_MIB
+
+Prints images a second, and the peak memory in MiB beyond what the imports take.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline import shards
+from pipeline.batches import Part
+from pipeline.config import RECIPES
+from pipeline.deform import Deform
+from pipeline.manifest import DatasetManifest, FileEntry, commit, load, write_file
+from pipeline.shards import Split
+from pipeline.storage import Storage
+from pipeline.worker import Job, Worker
+
+ROWS_PER_SHARD = 10_000
+
+
+def make(storage: Storage, ref: str, rows: int) -> DatasetManifest:
+    """A dataset with so many deformed digits to train on, made of another one's."""
+    digits = load(storage, f"datasets/{ref}", DatasetManifest)
+    split = shards.read_split(storage, digits, "train")
+    dataset = digits.model_copy(update={"name": "deformed", "version": f"{rows:012}"})
+    folder = f"datasets/{dataset.ref}"
+
+    def files() -> Iterator[FileEntry]:
+        deform = Deform(*digits.image.shape, 1.0, torch.device("cpu"))
+        for number in range(rows // ROWS_PER_SHARD):
+            deform.start_epoch(0, number)
+            picked = np.random.default_rng(number).integers(0, len(split.labels), ROWS_PER_SHARD)
+            part = Part(0, ROWS_PER_SHARD, ROWS_PER_SHARD)
+            pixels = torch.from_numpy(split.images[picked]).flatten(1)
+            images = deform(pixels, part).round().byte().numpy()
+            ids = np.arange(ROWS_PER_SHARD) + number * ROWS_PER_SHARD
+            data = shards.encode(Split(ids, images, split.labels[picked]), digits.image)
+            path = f"train/{number:05}.parquet"
+            yield write_file(storage, folder, path, data, rows=ROWS_PER_SHARD)
+        for entry in digits.shards("val"):
+            data = storage.read(f"datasets/{digits.ref}/{entry.path}")
+            yield write_file(storage, folder, entry.path, data, rows=entry.rows)
+
+    counts = {"train": rows, "val": digits.rows["val"]}
+    dataset = dataset.model_copy(update={"files": tuple(files()), "rows": counts})
+    commit(storage, folder, dataset)
+    return dataset
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@torch.inference_mode()
+def main(root: str, ref: str, memory_mib: int) -> None:
+    torch.set_num_threads(1)
+    group = tempfile.mkdtemp()
+    dist.init_process_group("gloo", init_method=f"file://{group}/group", rank=0, world_size=1)
+    before = peak_mib()
+    storage = Storage(root)
+    dataset = load(storage, f"datasets/{ref}", DatasetManifest)
+    training = RECIPES["fast"].model_copy(update={"memory_mib": memory_mib})
+    worker = Worker(Job(storage, dataset, training, "runs/none", "cpu"))
+    rate = worker.run_epoch()["images_per_s"]
+    print(json.dumps({"rate": rate, "peak_mib": peak_mib() - before}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
