@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.contract import ResourcesMissing, UserError
 from pipeline.storage import Storage
 
-PATIENCE_S = 10
+PATIENCE_S = 8
 
 OBJECT_STORE_BYTES = 512 << 20
 """Of a local Ray: stages pass file names through it, not images."""

@@ -18,10 +18,10 @@ from pipeline.batches import Part
 GROUP = 50
 """Images that share a field."""
 
-ROTATION = math.radians(10)
-SCALE = 0.1
-SHEAR = 0.1
-SHIFT = 1 / 28
+ROTATION = math.radians(15)
+SCALE = 0.15
+SHEAR = 0.15
+SHIFT = 1.5 / 28
 """Bounds of the uniform affine part at strength 1; the shift is a part of the image's side."""
 
 ELASTIC = 0.5 / 28

@@ -6,8 +6,10 @@ an object store by one PUT. That is the ground the commit protocol of `manifest.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,7 +129,14 @@ class _explained:
             return
         if isinstance(error, OSError | pa.ArrowInvalid):
             reason = getattr(error, "strerror", None) or str(error)
-            raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.") from None
+            advice = "" if getattr(error, "errno", None) != errno.ENOSPC else _make_room(self.uri)
+            raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.{advice}") from None
+
+
+def _make_room(path: str) -> str:
+    folder = next(parent for parent in Path(path).parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    return f" {free:,} bytes are free there. Make room, then run the same command again."
 
 
 def _write_local(path: Path, data: bytes | pa.Buffer) -> None:

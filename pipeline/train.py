@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
@@ -34,6 +33,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline import checkpoints, cluster
 from pipeline.config import Train, Training
@@ -119,7 +120,9 @@ def _device(training: Training) -> str:
 
 def _fit(job: Job) -> dict[str, Any]:
     """Runs the workers to the end and returns what rank 0 did."""
-    attempt = f".attempt-{uuid.uuid4().hex}"
+    # Ray Train keeps an index there which a crash can cut short; nothing of it is needed again.
+    attempt = f"{job.folder}/.attempt"
+    job.storage.delete(attempt)
     trainer = Trainer(
         train_worker,  # type: ignore[arg-type]
         train_loop_config={"job": job},
@@ -129,7 +132,7 @@ def _fit(job: Job) -> dict[str, Any]:
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if job.device == "cuda" else {}),
         ),
         run_config=RunConfig(  # type: ignore[call-arg]
-            name=attempt,
+            name=".attempt",
             storage_path=job.storage.uri(job.folder),
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=MAX_WORKER_FAILURES, controller_failure_limit=MAX_WORKER_FAILURES
@@ -145,7 +148,7 @@ def _fit(job: Job) -> dict[str, Any]:
         raise TrainingFailed(f"Ray Train gave up: {error.controller_failure}.") from None
     finally:
         with suppress(StorageError):
-            job.storage.delete(f"{job.folder}/{attempt}")
+            job.storage.delete(attempt)
     if diverged := result.get("diverged"):
         epoch, step = diverged
         raise TrainingFailed(
@@ -158,7 +161,7 @@ def _fit(job: Job) -> dict[str, Any]:
 
 def _cause(error: WorkerGroupError) -> Exception:
     """What a user can mend of a failure of the workers, or the failure itself, which is a bug."""
-    causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
+    causes = _causes(error)
     for cause in causes:
         if isinstance(cause, UserError):
             return cause
@@ -170,12 +173,29 @@ def _cause(error: WorkerGroupError) -> Exception:
     return error
 
 
+def _causes(error: WorkerGroupError) -> list[Any]:
+    return [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
+
+
+class Restart(DefaultFailurePolicy):
+    """Starts workers again that died, but not for an error that a user has to mend."""
+
+    def _is_retryable_error(self, training_failed_error: TrainingFailedError) -> bool:
+        if isinstance(training_failed_error, WorkerGroupError) and any(
+            isinstance(cause, UserError) for cause in _causes(training_failed_error)
+        ):
+            return False
+        retryable: bool = super()._is_retryable_error(training_failed_error)
+        return retryable
+
+
 class Controller(TrainController):
-    """Ray Train's controller with settings of its own, where the user has made none."""
+    """Ray Train's controller with a failure policy and settings of its own."""
 
     def __init__(self, **parts: Any) -> None:
         for name, value in CONTROLLER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        parts["failure_policy"] = Restart(parts["train_run_context"].run_config.failure_config)
         super().__init__(**parts)
 
 

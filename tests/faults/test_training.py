@@ -1,0 +1,194 @@
+"""What clusters do to a training run. After each, the same command ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipeline.config import RECIPES, Train, Training
+from pipeline.manifest import RunManifest, find
+from pipeline.storage import Storage
+from pipeline.train import train
+from pipeline.worker import Job, train_worker
+from tests.conftest import TRAINING, Artifacts
+from tests.processes import Command, pipeline, wait_for
+from tests.ranks import on_ranks
+
+LONG = {"epochs": 80, "batch_size": 5, "checkpoint_every": 1}
+"""Long enough to be met in mid-epoch, with a checkpoint behind it."""
+
+
+@pytest.fixture
+def root(artifacts: Artifacts, tmp_path: Path) -> Path:
+    """A storage root with the dataset of the session alone."""
+    shutil.copytree(Path(artifacts.root, "datasets"), tmp_path / "datasets")
+    return tmp_path
+
+
+def command(root: Path, artifacts: Artifacts, settings: dict[str, Any], **env: str) -> Command:
+    flags = [f"--train.{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    return pipeline(
+        "train", "fast", "--root", root, "--dataset", artifacts.dataset.ref, *flags, **env
+    )
+
+
+def undisturbed(artifacts: Artifacts, settings: dict[str, Any]) -> RunManifest:
+    training = RECIPES["fast"].model_copy(update=settings)
+    return train(Train(root=artifacts.root, dataset=artifacts.dataset.ref, train=training))
+
+
+def assert_same(root: Path, expected: RunManifest) -> None:
+    """The same weights, optimizer and schedule, and metrics without a gap or a double line."""
+    found = find(Storage(str(root)), f"runs/{expected.run}", RunManifest)
+    assert found
+    assert found.checkpoint == expected.checkpoint
+    assert found.file(found.checkpoint) == expected.file(expected.checkpoint)
+    timeless = [
+        [{k: v for k, v in line.items() if not k.endswith("_s")} for line in run.metrics]
+        for run in (found, expected)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def checkpoints(root: Path) -> list[Path]:
+    return list(root.glob("runs/*/checkpoints/*.pt"))
+
+
+def workers(command: Command) -> list[int]:
+    return [int(line.split()[0]) for line in command.left() if "RayTrainWorker" in line]
+
+
+def test_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, root: Path) -> None:
+    settings = {**LONG, "num_workers": 2}
+    run = command(root, artifacts, settings)
+    with run.started() as process:
+        wait_for(lambda: checkpoints(root))
+        os.kill(workers(run)[-1], signal.SIGKILL)
+        assert process.wait(timeout=120) == 0
+    assert_same(root, undisturbed(artifacts, settings))
+
+
+def test_sigkill_of_the_driver_and_an_index_of_ray_train_cut_short(
+    artifacts: Artifacts, root: Path
+) -> None:
+    run = command(root, artifacts, LONG)
+    with run.started() as process:
+        wait_for(lambda: checkpoints(root))
+        process.kill()
+    wait_for(lambda: run.left() == [])
+    assert not list(root.glob("runs/*/manifest.json"))
+    (attempt,) = root.glob("runs/*/.attempt")
+    (attempt / "checkpoint_manager_snapshot.json").write_bytes(b'{"checkpo')
+    assert run.run().returncode == 0
+    assert_same(root, undisturbed(artifacts, LONG))
+
+
+def test_the_death_of_a_node(artifacts: Artifacts, root: Path) -> None:
+    """The node of the worker dies without a word, and another takes its place."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1)]
+        settings = {**LONG, "device": "cpu"}
+        token = os.environ["RAY_AUTH_TOKEN"]
+        env = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"}
+        run = command(root, artifacts, settings, **env)
+        with run.started() as process:
+            wait_for(lambda: checkpoints(root))
+            nodes.append(cluster.add_node(num_cpus=1))
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            assert process.wait(timeout=180) == 0
+        assert_same(root, undisturbed(artifacts, settings))
+    finally:
+        cluster.shutdown()
+
+
+DISK_FULL = """
+set -e
+mount -t tmpfs -o size=8m tmpfs "$ROOT"
+cp -r "$DATASETS" "$ROOT/datasets"
+head -c 5500000 /dev/zero > "$ROOT/filler"
+"$@" && exit 9
+test $? = 2
+test -z "$(find "$ROOT/runs" -name manifest.json)"
+test -n "$(find "$ROOT/runs" -name '*.pt')"
+rm "$ROOT/filler"
+"$@"
+cp -r "$ROOT/runs" "$RESULT"
+"""
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode != 0,
+    reason="this machine lets nobody mount a small disk",
+)
+def test_a_full_disk_while_a_checkpoint_is_written(
+    artifacts: Artifacts, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    disk, result = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("result")
+    # A checkpoint is 1.2 MB: two fit, and a third does not.
+    settings = {"hidden_sizes": 800, "epochs": 6, "checkpoint_every": 1}
+    run = command(disk, artifacts, settings)
+    env = {"ROOT": str(disk), "DATASETS": str(root / "datasets"), "RESULT": str(result)}
+    full = Command(*UNSHARE, "sh", "-c", DISK_FULL, "sh", *run.args, env=env).run()
+    assert full.returncode == 0, full.stderr
+    assert "No space left on device" in full.stderr
+    assert "bytes are free there. Make room" in full.stderr
+    assert "Traceback" not in full.stderr
+    expected = undisturbed(artifacts, {**settings, "hidden_sizes": (800,)})
+    assert_same(result, expected)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
+@pytest.mark.parametrize("whole", [1, 0])
+def test_damaged_checkpoints(artifacts: Artifacts, root: Path, damage: Any, whole: int) -> None:
+    """The newest, and the one before too: then training starts anew."""
+    shutil.copytree(Path(artifacts.root, "runs"), root / "runs")
+    folder = root / "runs" / artifacts.run.run
+    (folder / "manifest.json").unlink()
+    for path in sorted(checkpoints(root))[whole:]:
+        damage(path)
+    assert resumed(root, artifacts) == artifacts.run.file(artifacts.run.checkpoint).sha256
+
+
+@pytest.mark.parametrize("name", ["checkpoints.json", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
+def test_a_damaged_index_or_log(artifacts: Artifacts, root: Path, name: str, damage: Any) -> None:
+    shutil.copytree(Path(artifacts.root, "runs"), root / "runs")
+    folder = root / "runs" / artifacts.run.run
+    (folder / "manifest.json").unlink()
+    damage(folder / name)
+    assert resumed(root, artifacts) == artifacts.run.file(artifacts.run.checkpoint).sha256
+
+
+def resumed(root: Path, artifacts: Artifacts, training: Training = TRAINING) -> str:
+    """sha256 of the last checkpoint of the run, gone on with by a worker without Ray."""
+    storage = Storage(str(root))
+    job = Job(storage, artifacts.dataset, training, f"runs/{artifacts.run.run}", "cpu")
+    (result,) = on_ranks(1, train_worker, {"job": job})
+    assert [line["epoch"] for line in result["metrics"]] == [1, 2, 3, 4]
+    lines = storage.read(f"{job.folder}/metrics.jsonl").splitlines()
+    assert len(lines) == 4
+    sha256: str = result["checkpoint"]["sha256"]
+    return sha256
