@@ -3,8 +3,8 @@
     python -m pipeline train fast --dataset NAME/VERSION
 
 Ray starts the workers, joins them in a process group and starts them again when one dies; it is
-never in the path of a step. Each worker holds the dataset as uint8 tensors on its device, and takes
-its slice of every global batch, so the batches do not depend on the number of workers.
+never in the path of a step. Each worker reads the dataset itself and takes its slice of every
+global batch, so the batches do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -192,9 +193,8 @@ class Restart(DefaultFailurePolicy):
 class Controller(TrainController):
     """Ray Train's controller with a failure policy and settings of its own."""
 
-    def __init__(self, **parts: Any) -> None:
-        for name, value in CONTROLLER_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    def __init__(self, environment: dict[str, str], **parts: Any) -> None:
+        os.environ.update(CONTROLLER_ENVIRONMENT | environment)
         parts["failure_policy"] = Restart(parts["train_run_context"].run_config.failure_config)
         super().__init__(**parts)
 
@@ -213,11 +213,12 @@ class Trainer(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        coordinator = get_or_create_autoscaling_coordinator()
+        get_or_create_autoscaling_coordinator()
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        controller: Any = ray.remote(num_cpus=0, label_selector=here)(Controller).remote(**parts)
+        environment = get_env_vars_to_propagate()
+        controller: Any = ray.remote(num_cpus=0, label_selector=here)(Controller)
+        controller = controller.remote(environment, **parts)
         ray.get(controller.run.remote())
-        del coordinator
         return ray.get(controller.get_result.remote())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -51,7 +52,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     Returns `metrics` (a line an epoch) and `checkpoint` (the last one's entry); or `diverged`, the
     epoch and step at which the loss stopped being finite. Float additions aside, the result is the
-    same for any number of workers; for one number of workers on CPU, it is the same to the bit.
+    same for any number of workers; for one number of workers on the CPUs of one node, or for one
+    worker on any, it is the same to the bit.
     """
     job: Job = config["job"]
     torch.set_num_threads(1)
@@ -109,13 +111,22 @@ class Worker:
         if training.deform:
             self.deform = Deform(image.height, image.width, training.deform, self.device)
         self.epoch, self.metrics = 0, list[dict[str, float]]()
-        metrics = read_metrics(job.storage, job.folder)
-        if state := checkpoints.newest(job.storage, job.folder, epochs=len(metrics)):
+        if state := self._find_state(job):
             self.epoch = state.epoch
-            self.metrics = metrics[: state.epoch]
             self.model.load_state_dict(state.model)
             for name, tensor in self.optimizer.state().items():
                 tensor.copy_(state.optimizer[name])
+
+    def _find_state(self, job: Job) -> checkpoints.State | None:
+        """The checkpoint to go on from: rank 0's choice, as others may see the storage later."""
+        found: list[checkpoints.State | None] = [None]
+        if self.rank == 0:
+            self.metrics = read_metrics(job.storage, job.folder)
+            found = [checkpoints.newest(job.storage, job.folder, epochs=len(self.metrics))]
+            del self.metrics[found[0].epoch if found[0] else 0 :]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found)
+        return found[0]
 
     def state(self) -> checkpoints.State:
         """All that is needed to go on from here, on any device."""
@@ -250,11 +261,12 @@ def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]
 
 
 def read_metrics(storage: Storage, folder: str) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl so far."""
-    try:
-        return [json.loads(line) for line in storage.read(f"{folder}/{METRICS}").splitlines()]
-    except FileNotFoundError:
-        return []
+    """The lines of metrics.jsonl so far, up to one that is damaged."""
+    metrics = list[dict[str, float]]()
+    with suppress(FileNotFoundError, ValueError):
+        for line in storage.read(f"{folder}/{METRICS}").splitlines():
+            metrics.append(json.loads(line))
+    return metrics
 
 
 def learning_rate(step: int, *, steps: int, peak: float, schedule: str) -> float:

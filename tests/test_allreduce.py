@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_all_workers_get_the_same_bits_of_the_sum(folder: str) -> None:
     shift = torch.arange(SUMS)[:, None]
     expected = sum(torch.sin(angles * (rank + 1.0) + shift) for rank in range(3))
     for rank in ranks:
-        assert rank["shared"] is (folder == "/dev/shm")
+        assert rank["shared"] is (folder == "/dev/shm" and platform.machine() == "x86_64")
         assert rank["left"] == 0
         torch.testing.assert_close(rank["sums"], ranks[0]["sums"], rtol=0, atol=0)
         torch.testing.assert_close(rank["sums"], expected)

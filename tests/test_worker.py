@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import shards
+from pipeline import worker as module
 from pipeline.config import RECIPES, Training
 from pipeline.model import Mlp
 from pipeline.worker import Diverged, Job, Worker, learning_rate
@@ -36,9 +37,15 @@ def diverged(job: Job) -> tuple[int, int]:
     return epoch, step
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_workers_share_what_one_computes(artifacts: Artifacts, optimizer: str) -> None:
-    job = make_job(artifacts, SEED.model_copy(update={"optimizer": optimizer}))
+@pytest.mark.parametrize(
+    ("optimizer", "memory_mib"), [("sgd", 1), ("adamw", 1), ("sgd", 0)], ids=str
+)
+def test_workers_share_what_one_computes(
+    artifacts: Artifacts, optimizer: str, memory_mib: int
+) -> None:
+    """In memory, and streamed where nothing fits."""
+    update = {"optimizer": optimizer, "memory_mib": memory_mib}
+    job = make_job(artifacts, SEED.model_copy(update=update))
     (alone,) = on_ranks(1, epochs, job)
     for world_size in (2, 4):
         ranks = on_ranks(world_size, epochs, job)
@@ -85,6 +92,7 @@ def test_validation_counts_each_example_once(artifacts: Artifacts) -> None:
 
 def validate(job: Job) -> dict[int, dict[str, Any]]:
     """Of `val` cut to some numbers of rows: this rank's rows, their loss, correct predictions."""
+    module.EVALUATION_ROWS = 9
     worker = Worker(job)
     whole = worker.val._whole
     assert whole is not None

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,67 +26,27 @@ from pipeline import train as driver
 from pipeline.config import RECIPES, Data, Preprocess, Train, Training
 from pipeline.preprocess import preprocess
 from pipeline.storage import Storage
-from pipeline.worker import Worker, train_worker
 from tests.bench import stream
+from tests.bench.fit import GOAL
 
 ROUNDS = 5
 ROWS = 2_000_000
-GOAL = 0.9755
 SCRIPT = Path(__file__).with_name("script.py")
 PIPELINE = (sys.executable, "-m", "pipeline")
-
-
-def timed_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """`train_worker`, which also notes when its first step began and when each epoch ended."""
-    times = list[float]()
-    train_on, run_epoch = Worker._train_on, Worker.run_epoch
-
-    def first(worker: Worker, *block: Any) -> Any:
-        times[:] = times or [time.time()]
-        return train_on(worker, *block)
-
-    def each(worker: Worker) -> dict[str, float]:
-        line = run_epoch(worker)
-        times.append(time.time())
-        return line
-
-    Worker._train_on, Worker.run_epoch = first, each  # type: ignore[assignment,method-assign]
-    result = train_worker(config)
-    Worker._train_on, Worker.run_epoch = train_on, run_epoch  # type: ignore[method-assign]
-    return {**result, "times": times}
-
-
-class TimedTrainer(driver.Trainer):
-    """Notes when `fit` began and ended, and what its worker noted."""
-
-    noted: dict[str, Any]
-
-    def fit(self) -> Any:
-        started = time.time()
-        result = super().fit()
-        value = result.return_value  # type: ignore[attr-defined]
-        TimedTrainer.noted = {"fit": started, "end": time.time(), "times": value.pop("times")}
-        return result
+RUNS = {
+    "loop": "seed: script, its loop, s",
+    "script": "seed: script, whole, s",
+    "ours": "seed: ours, whole, s",
+    "start": "fast: fit() to first step, s",
+    "end": "fast: last step to result, s",
+    "goal": f"fast: first step to {GOAL} on val, s",
+}
 
 
 def run_train(root: str, ref: str, training: Training) -> tuple[dict[str, float], ...]:
     """The metrics of a run that is made anew."""
     manifest = driver.train(Train(root=root, dataset=ref, train=training, force=True))
     return manifest.metrics
-
-
-def bench_fit(root: str, ref: str, rounds: int) -> Iterator[dict[str, float]]:
-    """The start and the end of `fast`, and its time to the goal."""
-    for _ in range(rounds):
-        metrics = run_train(root, ref, RECIPES["fast"])
-        noted = TimedTrainer.noted
-        first, *ends = noted["times"]
-        reached = (end for end, m in zip(ends, metrics, strict=True) if m["val_accuracy"] >= GOAL)
-        yield {
-            "start": first - noted["fit"],
-            "end": noted["end"] - ends[-1],
-            "goal": next(reached) - first,
-        }
 
 
 def bench_workers(root: str, ref: str, rounds: int) -> Iterator[dict[str, float]]:
@@ -101,8 +60,8 @@ def bench_workers(root: str, ref: str, rounds: int) -> Iterator[dict[str, float]
         yield rates
 
 
-def bench_seed(root: str, ref: str, source: str, rounds: int) -> Iterator[dict[str, float]]:
-    """The whole recipe `seed`, from the start of the process to its end, and the script's."""
+def bench_runs(root: str, ref: str, source: str, rounds: int) -> Iterator[dict[str, float]]:
+    """The recipe `seed`, from the start of the process to its end, the script's, and `fast`."""
     for _ in range(rounds):
         started = time.perf_counter()
         printed = call(sys.executable, SCRIPT, source)
@@ -110,7 +69,8 @@ def bench_seed(root: str, ref: str, source: str, rounds: int) -> Iterator[dict[s
         started = time.perf_counter()
         call(*PIPELINE, "train", "seed", "--root", root, "--dataset", ref, "--force")
         ours = time.perf_counter() - started
-        yield {"script": script, "loop": float(printed.split()[0]), "ours": ours}
+        fast = json.loads(call(sys.executable, "-m", "tests.bench.fit", root, ref).splitlines()[-1])
+        yield {"script": script, "loop": float(printed.split()[0]), "ours": ours, **fast}
 
 
 def bench_stream(root: str, ref: str, rounds: int) -> Iterator[dict[str, dict[str, float]]]:
@@ -136,44 +96,37 @@ def main() -> None:
     source = os.environ.get("MNIST_DIR")
     if not source:
         sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
-    driver.train_worker, driver.Trainer = timed_worker, TimedTrainer  # type: ignore[attr-defined,misc]
     console = Console(width=100)
     with tempfile.TemporaryDirectory() as root:
         with cluster.connected():
             ref = preprocess(Preprocess(root=root, data=Data(source=source))).ref
-            fits = list(bench_fit(root, ref, rounds))
             workers = list(bench_workers(root, ref, rounds))
         steps = json.loads(call(sys.executable, "-m", "tests.bench.steps", root, ref, rounds))
         large = stream.make(Storage(root), ref, ROWS).ref
         streams = list(bench_stream(root, large, rounds))
-        seeds = list(bench_seed(root, ref, source, rounds))
+        runs = list(bench_runs(root, ref, source, rounds))
 
     rates = {
         name: median(s[name] for s in steps)
         for name in ("ours", "eager", "xla", "xla_scan", "sklearn", "floor")
     }
-    loop_s = median(s["loop"] for s in seeds)
     figures = {
         "step_vs_eager": ratio(steps, "ours", "eager"),
         "step_vs_xla": ratio(steps, "ours", "xla"),
         "step_vs_xla_scan": ratio(steps, "ours", "xla_scan"),
         "step_vs_floor": ratio(steps, "ours", "floor"),
-        "seed_wall_vs_script": ratio(seeds, "ours", "script"),
-        "time_to_9755_vs_seed_script": median(f["goal"] for f in fits) / loop_s,
+        "seed_wall_vs_script": ratio(runs, "ours", "script"),
+        "time_to_9755_vs_seed_script": ratio(runs, "goal", "loop"),
         "two_workers_vs_one": ratio(workers, "workers_2", "workers_1"),
         "stream_vs_memory": median(s["stream"]["rate"] / s["memory"]["rate"] for s in streams),
-        "fit_to_first_step_s": median(f["start"] for f in fits),
-        "last_step_to_result_s": median(f["end"] for f in fits),
+        "fit_to_first_step_s": median(r["start"] for r in runs),
+        "last_step_to_result_s": median(r["end"] for r in runs),
     }
     table = Table("what", "median", "each round")
     for name in rates:
         row(table, f"steps/s: {name}", (s[name] for s in steps), ".0f")
-    row(table, "fast: fit to first step, s", (f["start"] for f in fits), ".2f")
-    row(table, "fast: last epoch to result, s", (f["end"] for f in fits), ".2f")
-    row(table, f"fast: first step to {GOAL} on val, s", (f["goal"] for f in fits), ".2f")
-    row(table, "seed: script, its loop, s", (s["loop"] for s in seeds), ".1f")
-    row(table, "seed: script, whole, s", (s["script"] for s in seeds), ".1f")
-    row(table, "seed: ours, whole, s", (s["ours"] for s in seeds), ".1f")
+    for name, what in RUNS.items():
+        row(table, what, (r[name] for r in runs), ".2f")
     for number in (1, 2):
         rate = (w[f"workers_{number}"] for w in workers)
         row(table, f"images/s: {number} workers, 512 each", rate, ".0f")

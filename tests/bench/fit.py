@@ -1,0 +1,74 @@
+"""One cold run of the recipe `fast` through Ray, timed: run by tests.bench.train.
+
+    python -m tests.bench.fit ROOT DATASET
+
+Prints the seconds from `fit()` to the first step, from the last step to the result of `fit()`, and
+from the first step to the end of the epoch that reaches GOAL on `val`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from pipeline import train as driver
+from pipeline.config import RECIPES, Train
+from pipeline.worker import Worker, train_worker
+
+GOAL = 0.9755
+
+
+def timed_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """`train_worker`, which also notes when blocks of steps began and ended, and epochs."""
+    steps, epochs = list[float](), list[float]()
+    train_on, run_epoch = Worker._train_on, Worker.run_epoch
+
+    def block(worker: Worker, *arguments: Any) -> Any:
+        steps.append(time.time())
+        logits = train_on(worker, *arguments)
+        steps.append(time.time())
+        return logits
+
+    def epoch(worker: Worker) -> dict[str, float]:
+        line = run_epoch(worker)
+        epochs.append(time.time())
+        return line
+
+    Worker._train_on, Worker.run_epoch = block, epoch  # type: ignore[assignment,method-assign]
+    return {**train_worker(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
+
+
+class TimedTrainer(driver.Trainer):
+    """Notes when `fit` began and ended, and what its worker noted."""
+
+    noted: dict[str, Any]
+
+    def fit(self) -> Any:
+        started = time.time()
+        result = super().fit()
+        value = result.return_value  # type: ignore[attr-defined]
+        TimedTrainer.noted = {"fit": started, "end": time.time(), **value}
+        return result
+
+
+def main(root: str, ref: str) -> None:
+    driver.train_worker, driver.Trainer = timed_worker, TimedTrainer  # type: ignore[attr-defined,misc]
+    driver.train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
+    noted = TimedTrainer.noted
+    reached = [
+        end
+        for end, line in zip(noted["epochs"], noted["metrics"], strict=True)
+        if line["val_accuracy"] >= GOAL
+    ]
+    times = {
+        "start": noted["first"] - noted["fit"],
+        "end": noted["end"] - noted["last"],
+        "goal": min(reached, default=float("inf")) - noted["first"],
+    }
+    print(json.dumps(times))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
