@@ -19,9 +19,9 @@ from torch import Tensor
 from pipeline.contract import ArtifactDamaged
 from pipeline.manifest import FileEntry, RunManifest, find, read_file, write_file
 from pipeline.model import Mlp
+from pipeline.runs import CHECKPOINTS
 from pipeline.storage import Storage
 
-INDEX = "checkpoints.json"
 KEPT = 2
 _INDEX = TypeAdapter(tuple[FileEntry, ...])
 
@@ -45,7 +45,7 @@ def save(storage: Storage, folder: str, state: State) -> FileEntry:
     name = f"checkpoints/epoch-{state.epoch:05}-{hashlib.sha256(data).hexdigest()[:12]}.pt"
     entry = write_file(storage, folder, name, data)
     newest_first = (entry, *(old for old in _index(storage, folder) if old != entry))
-    storage.write(f"{folder}/{INDEX}", _INDEX.dump_json(newest_first[:KEPT]))
+    storage.write(f"{folder}/{CHECKPOINTS}", _INDEX.dump_json(newest_first[:KEPT]))
     finished = find(storage, folder, RunManifest)
     for old in newest_first[KEPT:]:
         if not finished or old.path != finished.checkpoint:
@@ -69,11 +69,6 @@ def newest(storage: Storage, folder: str, *, epochs: int) -> State | None:
     return None
 
 
-def clear(storage: Storage, folder: str) -> None:
-    """Forgets the checkpoints of a run, so that training starts anew."""
-    storage.delete(f"{folder}/{INDEX}")
-
-
 def load_model(storage: Storage, run: RunManifest) -> Mlp:
     """The trained network of a finished run."""
     state = _load(storage, f"runs/{run.run}", run.file(run.checkpoint))
@@ -89,6 +84,6 @@ def _load(storage: Storage, folder: str, entry: FileEntry) -> State:
 
 def _index(storage: Storage, folder: str) -> tuple[FileEntry, ...]:
     try:
-        return _INDEX.validate_json(storage.read(f"{folder}/{INDEX}"))
+        return _INDEX.validate_json(storage.read(f"{folder}/{CHECKPOINTS}"))
     except (FileNotFoundError, ValidationError):
         return ()

@@ -73,7 +73,9 @@ class Training(Settings):
     checkpoint_every: int = Field(default=5, ge=1)
     """Epochs from one checkpoint to the next: what a crash costs at most."""
     num_workers: int = Field(default=1, ge=1)
-    """Data-parallel workers; each has one CPU, and one GPU on `cuda`."""
+    """Data-parallel workers; on `cuda` each has one GPU."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPUs, and so threads, of each worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs where the cluster has one for each worker."""
 

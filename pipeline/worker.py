@@ -5,10 +5,7 @@ Knows its rank from torch.distributed, which Ray Train has set up; of Ray it kno
 
 from __future__ import annotations
 
-import json
 import math
-from contextlib import suppress
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -19,27 +16,13 @@ from torch import Tensor
 from pipeline import checkpoints
 from pipeline.allreduce import AllReduce
 from pipeline.batches import Batches, Block
-from pipeline.config import Training
 from pipeline.deform import Deform
-from pipeline.manifest import DatasetManifest
 from pipeline.model import Mlp
 from pipeline.optimizer import AdamW, Sgd
+from pipeline.runs import Job, read_metrics, write_metrics
 from pipeline.step import Step, flatten
-from pipeline.storage import Storage
 
-METRICS = "metrics.jsonl"
 EVALUATION_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told: where the data are, how to train, where to put the run."""
-
-    storage: Storage
-    dataset: DatasetManifest
-    training: Training
-    folder: str
-    device: str
 
 
 class Diverged(Exception):
@@ -56,7 +39,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     worker on any, it is the same to the bit.
     """
     job: Job = config["job"]
-    torch.set_num_threads(1)
+    torch.set_num_threads(job.training.cpus_per_worker)
     # Products of numbers too small for float32's usual form are a hundred times as slow.
     torch.set_flush_denormal(True)
     worker = Worker(job)
@@ -252,21 +235,6 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name: tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-
-
-def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> None:
-    """Writes metrics.jsonl whole, a line an epoch: before the checkpoint of its last epoch."""
-    lines = "".join(json.dumps(line) + "\n" for line in metrics)
-    storage.write(f"{folder}/{METRICS}", lines.encode())
-
-
-def read_metrics(storage: Storage, folder: str) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl so far, up to one that is damaged."""
-    metrics = list[dict[str, float]]()
-    with suppress(FileNotFoundError, ValueError):
-        for line in storage.read(f"{folder}/{METRICS}").splitlines():
-            metrics.append(json.loads(line))
-    return metrics
 
 
 def learning_rate(step: int, *, steps: int, peak: float, schedule: str) -> float:

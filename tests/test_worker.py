@@ -10,7 +10,8 @@ from pipeline import shards
 from pipeline import worker as module
 from pipeline.config import RECIPES, Training
 from pipeline.model import Mlp
-from pipeline.worker import Diverged, Job, Worker, learning_rate
+from pipeline.runs import Job
+from pipeline.worker import Diverged, Worker, learning_rate
 from tests.conftest import TRAINING, Artifacts
 from tests.ranks import on_ranks
 

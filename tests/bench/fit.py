@@ -13,8 +13,9 @@ import sys
 import time
 from typing import Any
 
-from pipeline import train as driver
+from pipeline import trainer
 from pipeline.config import RECIPES, Train
+from pipeline.train import train
 from pipeline.worker import Worker, train_worker
 
 GOAL = 0.9755
@@ -40,7 +41,7 @@ def timed_worker(config: dict[str, Any]) -> dict[str, Any]:
     return {**train_worker(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 
 
-class TimedTrainer(driver.Trainer):
+class TimedTrainer(trainer.Trainer):
     """Notes when `fit` began and ended, and what its worker noted."""
 
     noted: dict[str, Any]
@@ -54,8 +55,8 @@ class TimedTrainer(driver.Trainer):
 
 
 def main(root: str, ref: str) -> None:
-    driver.train_worker, driver.Trainer = timed_worker, TimedTrainer  # type: ignore[attr-defined,misc]
-    driver.train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
+    trainer.train_worker, trainer.Trainer = timed_worker, TimedTrainer  # type: ignore[attr-defined,misc]
+    train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
     noted = TimedTrainer.noted
     reached = [
         end

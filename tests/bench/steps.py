@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from pipeline.config import RECIPES
 from pipeline.manifest import DatasetManifest, load
+from pipeline.runs import Job
 from pipeline.shards import read_split
 from pipeline.storage import Storage
-from pipeline.worker import Job, Worker
+from pipeline.worker import Worker
 from tests.bench import peers
 
 

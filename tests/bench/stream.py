@@ -22,9 +22,10 @@ from pipeline.batches import Part
 from pipeline.config import RECIPES
 from pipeline.deform import Deform
 from pipeline.manifest import DatasetManifest, FileEntry, commit, load, write_file
+from pipeline.runs import Job
 from pipeline.shards import Split
 from pipeline.storage import Storage
-from pipeline.worker import Job, Worker
+from pipeline.worker import Worker
 
 ROWS_PER_SHARD = 10_000
 

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import cluster
-from pipeline import train as driver
 from pipeline.config import RECIPES, Data, Preprocess, Train, Training
 from pipeline.preprocess import preprocess
 from pipeline.storage import Storage
+from pipeline.train import train
 from tests.bench import stream
 from tests.bench.fit import GOAL
 
@@ -45,7 +45,7 @@ RUNS = {
 
 def run_train(root: str, ref: str, training: Training) -> tuple[dict[str, float], ...]:
     """The metrics of a run that is made anew."""
-    manifest = driver.train(Train(root=root, dataset=ref, train=training, force=True))
+    manifest = train(Train(root=root, dataset=ref, train=training, force=True))
     return manifest.metrics
 
 
@@ -67,7 +67,9 @@ def bench_runs(root: str, ref: str, source: str, rounds: int) -> Iterator[dict[s
         printed = call(sys.executable, SCRIPT, source)
         script = time.perf_counter() - started
         started = time.perf_counter()
-        call(*PIPELINE, "train", "seed", "--root", root, "--dataset", ref, "--force")
+        # As many threads as the script has: all of the machine's.
+        threads = ("--train.cpus-per-worker", len(os.sched_getaffinity(0)))
+        call(*PIPELINE, "train", "seed", "--root", root, "--dataset", ref, "--force", *threads)
         ours = time.perf_counter() - started
         fast = json.loads(call(sys.executable, "-m", "tests.bench.fit", root, ref).splitlines()[-1])
         yield {"script": script, "loop": float(printed.split()[0]), "ours": ours, **fast}

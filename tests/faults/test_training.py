@@ -15,9 +15,10 @@ from ray.cluster_utils import Cluster
 
 from pipeline.config import RECIPES, Train
 from pipeline.manifest import RunManifest, find
+from pipeline.runs import Job
 from pipeline.storage import Storage
 from pipeline.train import train
-from pipeline.worker import Job, train_worker
+from pipeline.worker import train_worker
 from tests.conftest import TRAINING, Artifacts
 from tests.processes import Command, pipeline, wait_for
 from tests.ranks import on_ranks
