@@ -89,17 +89,16 @@ def xla(arrays: Arrays) -> tuple[Pass, Pass]:
         )
 
     held = {"call": make(), "scan": make()}
+    wait: Any = jax.block_until_ready
 
     def run_calls() -> None:
         weights = held["call"]
         for x, y in batches:
             weights = call(weights, x, y)
-        held["call"] = jax.block_until_ready(weights)  # type: ignore[no-untyped-call]
+        held["call"] = wait(weights)
 
     def run_scan() -> None:
-        held["scan"] = jax.block_until_ready(  # type: ignore[no-untyped-call]
-            scanned(held["scan"], xs, ys)
-        )
+        held["scan"] = wait(scanned(held["scan"], xs, ys))
 
     return run_calls, run_scan
 
