@@ -1,7 +1,4 @@
-"""A run in the making: what its workers are told, and the log that they leave.
-
-Without torch, so that a driver can start Ray while torch is imported.
-"""
+"""A run in the making: what its workers are told, and the log that they leave."""
 
 from __future__ import annotations
 

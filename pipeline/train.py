@@ -2,20 +2,19 @@
 
     python -m pipeline train fast --dataset NAME/VERSION
 
-Ray starts the workers, joins them in a process group and starts them again when one dies; it is
-never in the path of a step. Each worker reads the dataset itself and takes its slice of every
+Ray starts the workers, lets them find each other and starts them again when one dies; it is never
+in the path of a step. Each worker reads the dataset itself and takes its slice of every
 global batch, so the batches do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
-import importlib
 import threading
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
-from pipeline import cluster
+from pipeline import cluster, trainer
 from pipeline.config import Train, Training
 from pipeline.console import progress, say
 from pipeline.contract import StorageError
@@ -32,7 +31,6 @@ from pipeline.manifest import (
 from pipeline.runs import Job, forget, read_metrics
 from pipeline.storage import Storage
 
-TRAINER = "pipeline.trainer"
 POLL_S = 0.5
 
 
@@ -54,8 +52,6 @@ def train(settings: Train) -> RunManifest:
     with storage.locked(f"{folder}/.lock"):
         if settings.force:
             forget(storage, folder)
-        # Beside Ray's start, as torch takes seconds to import.
-        threading.Thread(target=importlib.import_module, args=[TRAINER], daemon=True).start()
         with cluster.connected():
             job = Job(storage, dataset, training, folder, _device(training))
             cluster.require_shared(storage, folder)
@@ -101,7 +97,7 @@ def _fit(job: Job) -> dict[str, Any]:
 
     def fit() -> None:
         try:
-            outcome.set_result(importlib.import_module(TRAINER).fit(job))
+            outcome.set_result(trainer.fit(job))
         except BaseException as error:
             outcome.set_exception(error)
 

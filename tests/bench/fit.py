@@ -16,13 +16,15 @@ from typing import Any
 from pipeline import trainer
 from pipeline.config import RECIPES, Train
 from pipeline.train import train
-from pipeline.worker import Worker, train_worker
+from pipeline.trainer import work
 
 GOAL = 0.9755
 
 
-def timed_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """`train_worker`, which also notes when blocks of steps began and ended, and epochs."""
+def timed_work(config: dict[str, Any]) -> dict[str, Any]:
+    """`work`, which also notes when blocks of steps began and ended, and epochs."""
+    from pipeline.worker import Worker
+
     steps, epochs = list[float](), list[float]()
     train_on, run_epoch = Worker._train_on, Worker.run_epoch
 
@@ -38,7 +40,7 @@ def timed_worker(config: dict[str, Any]) -> dict[str, Any]:
         return line
 
     Worker._train_on, Worker.run_epoch = block, epoch  # type: ignore[assignment,method-assign]
-    return {**train_worker(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
+    return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 
 
 class TimedTrainer(trainer.Trainer):
@@ -55,7 +57,7 @@ class TimedTrainer(trainer.Trainer):
 
 
 def main(root: str, ref: str) -> None:
-    trainer.train_worker, trainer.Trainer = timed_worker, TimedTrainer  # type: ignore[attr-defined,misc]
+    trainer.work, trainer.Trainer = timed_work, TimedTrainer  # type: ignore[misc]
     train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
     noted = TimedTrainer.noted
     reached = [

@@ -94,7 +94,8 @@ def test_sigkill_of_the_driver_and_an_index_of_ray_train_cut_short(
         wait_for(lambda: len(lines(root)) > 2)
         kept = lines(root)
         process.kill()
-    wait_for(lambda: run.left() == [])
+    # Ray's agents of the node may stay for a minute: they touch nothing of the run.
+    wait_for(lambda: not workers(run))
     assert not list(root.glob("runs/*/manifest.json"))
     (attempt,) = root.glob("runs/*/.attempt")
     (attempt / "checkpoint_manager_snapshot.json").write_bytes(b'{"checkpo')
