@@ -25,7 +25,7 @@ BLOCK_ROWS = 8192
 
 
 class Window(NamedTuple):
-    """Rows in the order of storage: uint8 (rows, height, width) and int64 (rows,)."""
+    """uint8 (rows, height, width), or (rows, pixels) where some are left out; int64 (rows,)."""
 
     images: Tensor
     labels: Tensor
@@ -83,6 +83,15 @@ class Batches:
             self._whole = self._read(self._shards)
             self.waited_s = time.perf_counter() - started
 
+    def leave_out_dark_pixels(self) -> Tensor:
+        """Leaves out pixels that are 0 in every row, if all lie in memory; returns those kept."""
+        if self._whole is None:
+            return torch.arange(self._dataset.image.num_pixels)
+        images = self._whole.images.flatten(1)
+        kept = images.any(0).nonzero().flatten()
+        self._whole = self._whole._replace(images=images.index_select(1, kept))
+        return kept.cpu()
+
     def epoch(self, number: int = 0) -> Iterator[Block]:
         """All rows once; what a window leaves over begins the first batch of the next."""
         random = None
@@ -133,17 +142,17 @@ class Batches:
 
     def _block(self, window: Window, order: Tensor | None, begin: int, end: int) -> Block:
         """This worker's slices of the batches that rows `begin` to `end` of an order make."""
-        parts, mine = list[Part](), list[Tensor]()
+        parts, mine = list[Part](), list[range]()
         for first in range(begin, end, self._batch_size):
             total = min(self._batch_size, end - first)
             start, stop = (
                 total * rank // self._world_size for rank in (self._rank, self._rank + 1)
             )
             parts.append(Part(start, stop - start, total))
-            mine.append(torch.arange(first + start, first + stop))
+            mine.append(range(first + start, first + stop))
         if self._world_size == 1:
             return Block(*self._take(window, order, begin, end), parts)
-        rows = torch.cat(mine)
+        rows = torch.cat([torch.arange(share.start, share.stop) for share in mine])
         rows = rows if order is None else order[rows]
         return Block(*self._take(window, rows, 0, len(rows)), parts)
 

@@ -18,6 +18,7 @@ from pipeline.contract import PIXEL_MAX
 from pipeline.model import Mlp
 
 ALIGNED = 16
+_relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class Layer(NamedTuple):
@@ -39,6 +40,18 @@ def flatten(model: Mlp) -> Tensor:
     for p, values in zip(model.parameters(), vector.split(sizes), strict=True):
         p.data = values.view(p.shape[::-1]).t()
     return vector
+
+
+def positions(sizes: Sequence[int], pixels: Tensor) -> Tensor:
+    """Where the vector of `flatten` holds what is left of a network that sees these pixels only.
+
+    `sizes` are those of the whole network, as for `Step`; int64, both.
+    """
+    units = sizes[1]
+    rows = torch.cat([pixels, torch.tensor([sizes[0]])])
+    first = rows[:, None] * units + torch.arange(units)
+    end = sum((n + 1) * m for n, m in zip(sizes[:-1], sizes[1:], strict=True))
+    return torch.cat([first.flatten(), torch.arange((sizes[0] + 1) * units, end)])
 
 
 class Step:
@@ -78,7 +91,7 @@ class Step:
             alpha = factor if number else factor / PIXEL_MAX
             torch.addmm(into, below.whole_t, error, beta=self._keep, alpha=alpha, out=into)
             if number:
-                error = error_below.mul_(torch.sign(below.values, out=below.slope))
+                error = _relu_backward(error_below, below.values, 0, grad_input=error_below)
 
     def _forward(self, inputs: list[_Input], images: Tensor, logits: Tensor) -> None:
         inputs[0].values.copy_(images)
@@ -112,7 +125,7 @@ class _Input:
         self.whole[:, -1] = constant
         self.whole_t = self.whole.t()
         self.values = self.whole[:, :-1]
-        self.slope, self.error = like.new_empty(rows, width), like.new_empty(rows, width)
+        self.error = like.new_empty(rows, width)
 
 
 class _Buffers:

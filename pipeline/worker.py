@@ -20,7 +20,7 @@ from pipeline.deform import Deform
 from pipeline.model import Mlp
 from pipeline.optimizer import AdamW, Sgd
 from pipeline.runs import Job, read_metrics, write_metrics
-from pipeline.step import Step, flatten
+from pipeline.step import Step, flatten, positions
 
 EVALUATION_ROWS = 512
 
@@ -76,20 +76,23 @@ class Worker:
         self.num_classes = image.num_classes
         self.model = Mlp(image, training.hidden_sizes, seed=training.seed).to(self.device)
         self.parameters = flatten(self.model)
-        self.gradient = torch.zeros_like(self.parameters)
+        sizes = (image.num_pixels, *training.hidden_sizes, image.num_classes)
+        self.whole_step = Step(sizes, self.parameters, self.parameters)
+        pixels = torch.arange(image.num_pixels)
+        if not (training.deform or training.weight_decay):
+            # The weights of a pixel that is always 0 have no gradient, and stay as they are.
+            pixels = self.train.leave_out_dark_pixels()
+        self.trained_at = positions(sizes, pixels).to(self.device)
+        self.trained = self.parameters[self.trained_at]
+        self.gradient = torch.zeros_like(self.trained)
         self.all_reduce = AllReduce(self.gradient)
-        self.optimizer: Sgd | AdamW = Sgd(self.parameters, self.gradient)
+        self.optimizer: Sgd | AdamW = Sgd(self.trained, self.gradient)
         if training.optimizer == "adamw":
-            self.optimizer = AdamW(
-                self.parameters, self.gradient, weight_decay=training.weight_decay
-            )
+            self.optimizer = AdamW(self.trained, self.gradient, weight_decay=training.weight_decay)
         # A worker alone needs no gradient for plain SGD: the step adds it to the parameters.
         self.alone = self.world_size == 1 and training.optimizer == "sgd"
-        self.step = Step(
-            (image.num_pixels, *training.hidden_sizes, image.num_classes),
-            self.parameters,
-            self.parameters if self.alone else self.gradient,
-        )
+        into = self.trained if self.alone else self.gradient
+        self.step = Step((len(pixels), *sizes[1:]), self.trained, into)
         self.deform: Deform | None = None
         if training.deform:
             self.deform = Deform(image.height, image.width, training.deform, self.device)
@@ -97,6 +100,7 @@ class Worker:
         if state := self._find_state(job):
             self.epoch = state.epoch
             self.model.load_state_dict(state.model)
+            self.trained.copy_(self.parameters[self.trained_at])
             for name, tensor in self.optimizer.state().items():
                 tensor.copy_(state.optimizer[name])
 
@@ -129,10 +133,11 @@ class Worker:
         for block in self.train.epoch(self.epoch):
             logits = self._train_on(block, step)
             # The same on all workers, as their parameters are.
-            if not self.parameters.isfinite().all():
+            if not self.trained.sum().isfinite():
                 raise Diverged(self.epoch + 1, step + self._first_bad(logits, block))
             totals[0] += measure(logits, block.labels)
             step += len(block.parts)
+        self.parameters[self.trained_at] = self.trained
         seconds = perf_counter() - started
         totals[1] = self._validate()
         if self.world_size > 1:
@@ -160,7 +165,7 @@ class Worker:
             logits = torch.empty(self.num_classes, len(block.labels), device=self.device)
             images = block.images.flatten(1).split(block.rows)
             for rows, out in zip(images, logits.split(block.rows, 1), strict=True):
-                self.step.forward(rows, out)
+                self.whole_step.forward(rows, out)
             totals += measure(logits, block.labels)
         return totals
 

@@ -124,3 +124,16 @@ def test_waiting_for_data_is_counted(stored: tuple[Storage, DatasetManifest]) ->
     assert streamed.waited_s == 0
     list(streamed.epoch())
     assert streamed.waited_s > 0
+
+
+def test_pixels_that_are_dark_in_every_row_are_left_out_where_all_lie_in_memory(
+    stored: tuple[Storage, DatasetManifest],
+) -> None:
+    images = torch.from_numpy(read_split(*stored, "train").images).flatten(1)
+    kept = [p for p in range(HEIGHT * WIDTH) if images[:, p].any()]
+    assert len(kept) == (HEIGHT - 1) * (WIDTH - 1)
+    found = batches(stored, WHOLE)
+    assert found.leave_out_dark_pixels().tolist() == kept
+    left = torch.cat([block.images for block in found.epoch()])
+    torch.testing.assert_close(left, images[:, kept])
+    assert len(batches(stored, STREAMED).leave_out_dark_pixels()) == HEIGHT * WIDTH
