@@ -89,7 +89,12 @@ class Batches:
             return torch.arange(self._dataset.image.num_pixels)
         images = self._whole.images.flatten(1)
         kept = images.any(0).nonzero().flatten()
-        self._whole = self._whole._replace(images=images.index_select(1, kept))
+        # Moved together in place, as there may be no room for two of them.
+        pixels, end = images.view(-1), 0
+        for rows in images.split(BLOCK_ROWS):
+            start, end = end, end + len(rows) * len(kept)
+            pixels[start:end] = rows.index_select(1, kept).view(-1)
+        self._whole = self._whole._replace(images=pixels[:end].view(len(images), len(kept)))
         return kept.cpu()
 
     def epoch(self, number: int = 0) -> Iterator[Block]:

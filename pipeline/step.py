@@ -72,7 +72,7 @@ class Step:
 
     def forward(self, images: Tensor, logits: Tensor) -> None:
         """Writes the logits float32 (classes, N) of images, raw pixels (N, height * width)."""
-        self._forward(self._of(len(images)).inputs, images, logits)
+        self._forward(self._of(len(images)), images, logits)
 
     def __call__(self, images: Tensor, targets: Tensor, logits: Tensor, factor: float) -> None:
         """`forward`, then the gradients of the cross-entropy, summed over N, times `factor`.
@@ -81,26 +81,23 @@ class Step:
         weights between change.
         """
         buffers = self._of(len(images))
-        self._forward(buffers.inputs, images, logits)
+        self._forward(buffers, images, logits)
         torch.softmax(logits, 0, out=buffers.error_t).sub_(targets)
         error = buffers.error
-        for number in reversed(range(len(self._layers))):
-            into, below = self._gradients[number].whole, buffers.inputs[number]
-            if number:
-                error_below = torch.mm(error, self._layers[number].weight_t, out=below.error)
-            alpha = factor if number else factor / PIXEL_MAX
-            torch.addmm(into, below.whole_t, error, beta=self._keep, alpha=alpha, out=into)
-            if number:
-                error = _relu_backward(error_below, below.values, 0, grad_input=error_below)
+        for into, layer, below in buffers.above_pixels:
+            error_below = torch.mm(error, layer.weight_t, out=below.error)
+            torch.addmm(into, below.whole_t, error, beta=self._keep, alpha=factor, out=into)
+            error = _relu_backward(error_below, below.values, 0, grad_input=error_below)
+        into, alpha = self._gradients[0].whole, factor / PIXEL_MAX
+        torch.addmm(into, buffers.pixels.whole_t, error, beta=self._keep, alpha=alpha, out=into)
 
-    def _forward(self, inputs: list[_Input], images: Tensor, logits: Tensor) -> None:
-        inputs[0].values.copy_(images)
+    def _forward(self, buffers: _Buffers, images: Tensor, logits: Tensor) -> None:
+        buffers.pixels.values.copy_(images)
         scale = 1 / PIXEL_MAX
-        for layer, below, above in zip(self._layers, inputs, inputs[1:], strict=False):
-            out = above.values
+        for layer, below, out in buffers.hidden:
             torch.addmm(out, below.whole, layer.whole, beta=0, alpha=scale, out=out).relu_()
             scale = 1
-        last, below = self._layers[-1], inputs[-1]
+        last, below = self._layers[-1], buffers.last
         torch.addmm(logits, last.whole_t, below.whole_t, beta=0, alpha=scale, out=logits)
 
     def _views(self, vector: Tensor) -> list[Layer]:
@@ -111,8 +108,8 @@ class Step:
 
     def _of(self, rows: int) -> _Buffers:
         if (buffers := self._buffers.get(rows)) is None:
-            like = self._layers[0].whole
-            buffers = self._buffers[rows] = _Buffers(self._sizes, rows, like)
+            buffers = _Buffers(self._sizes, rows, self._layers, self._gradients)
+            self._buffers[rows] = buffers
         return buffers
 
 
@@ -129,12 +126,20 @@ class _Input:
 
 
 class _Buffers:
-    """Room for what a step on so many rows computes."""
+    """Room for what a step on so many rows computes, and the layers in the order of its passes."""
 
-    def __init__(self, sizes: tuple[int, ...], rows: int, like: Tensor) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], rows: int, layers: list[Layer], gradients: list[Layer]
+    ) -> None:
         pixels, *hidden, classes = sizes
+        like = layers[0].whole
         # The constant column is scaled with the pixels.
-        self.inputs = [_Input(rows, pixels, PIXEL_MAX, like)]
-        self.inputs += [_Input(rows, units, 1, like) for units in hidden]
+        self.pixels = _Input(rows, pixels, PIXEL_MAX, like)
+        inputs = [self.pixels, *(_Input(rows, units, 1, like) for units in hidden)]
+        self.last = inputs[-1]
+        outs = [above.values for above in inputs[1:]]
+        self.hidden = list(zip(layers, inputs, outs, strict=False))
+        above = zip([g.whole for g in gradients], layers, inputs, strict=True)
+        self.above_pixels = list(above)[:0:-1]
         self.error_t = like.new_empty(classes, rows)
         self.error = self.error_t.t()

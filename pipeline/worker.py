@@ -228,10 +228,15 @@ class Worker:
 
 
 def measure(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss, summed, and number of correct predictions, float64 (2,), of logits (classes, N)."""
-    losses = logits.logsumexp(0) - logits.gather(0, labels[None])
-    correct = (logits.max(0).indices == labels).sum()
-    return torch.stack([losses.sum(dtype=torch.float64), correct])
+    """Loss, summed, and number of correct predictions, float64 (2,), of logits (classes, N).
+
+    A prediction is correct where no other class has as large a logit as the label.
+    """
+    chosen = logits.gather(0, labels[None])
+    losses = logits.logsumexp(0) - chosen
+    # As floats, which are added 7 times as fast as the largest of a column is found.
+    as_large = torch.ge(logits, chosen, out=torch.empty_like(logits)).sum(0)
+    return torch.stack([losses.sum(dtype=torch.float64), (as_large == 1).sum()])
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
