@@ -102,7 +102,9 @@ def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> Split:
 
 def _read_shard(storage: Storage, dataset: DatasetManifest, entry: FileEntry) -> Split:
     data = read_file(storage, f"datasets/{dataset.ref}", entry)
-    table = pq.read_table(pa.BufferReader(data), schema=schema(dataset.image))
+    # In this thread alone: who reads ahead must leave the other cores to the training.
+    file = pa.BufferReader(data)
+    table = pq.read_table(file, schema=schema(dataset.image), use_threads=False)
     return Split(
         table["id"].to_numpy(), pixels(table["image"], dataset.image), table["label"].to_numpy()
     )
