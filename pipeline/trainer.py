@@ -37,7 +37,7 @@ from pipeline.contract import StorageError, TrainingFailed, UserError
 from pipeline.runs import Job
 
 CONTROLLER_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 """By default the controller looks at its workers every 2 s, which is longer than an epoch here, and
