@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 INPUT = "image"
 """Name of the model's input: uint8 (N, height, width), raw pixels, N free."""
 
@@ -90,3 +92,11 @@ class ImageSpec:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """probabilities: float32 (N, classes), rows sum to 1; prediction: int64 (N,), their argmax."""
+
+    probabilities: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    prediction: np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -5,7 +5,6 @@ Knows nothing of torch, Ray or HTTP; training, serving and scoring meet in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from pipeline.contract import (
     PROBABILITIES,
     ImageSpec,
     ModelRejected,
+    Predictions,
     ResourcesMissing,
 )
 from pipeline.manifest import ModelManifest, TensorSpec, read_file
@@ -27,14 +27,6 @@ Kind = Literal["inputs", "outputs"]
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)": "int64"}
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """probabilities: float32 (N, classes), rows sum to 1; prediction: int64 (N,), their argmax."""
-
-    probabilities: np.ndarray[tuple[int, int], np.dtype[np.float32]]
-    prediction: np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class Predictor:

@@ -7,6 +7,7 @@ A version is 12 hex digits and never changes; an alias is a word, and promoting 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,16 +35,22 @@ def folder(name: str, version: str) -> str:
 
 def find_model(storage: Storage, ref: str) -> ModelManifest:
     """The manifest of the model version that `ref` names, itself or by an alias."""
+    name, _ = _split(ref)
+    return load(storage, folder(name, versions(storage, ref)[0]), ModelManifest)
+
+
+def versions(storage: Storage, ref: str) -> tuple[str, ...]:
+    """The version that `ref` names; for an alias, then those that it named before, newest first."""
     name, which = _split(ref)
-    if not VERSION.fullmatch(which):
-        alias = find_alias(storage, name, which)
-        if alias is None:
-            raise ArtifactMissing(
-                f"Model {name!r} has no alias {which!r} under {storage.name()}. Make it: "
-                f"python -m pipeline promote --model {name}/VERSION --alias {which}"
-            )
-        which = alias.version
-    return load(storage, folder(name, which), ModelManifest)
+    if VERSION.fullmatch(which):
+        return (which,)
+    alias = find_alias(storage, name, which)
+    if alias is None:
+        raise ArtifactMissing(
+            f"Model {name!r} has no alias {which!r} under {storage.name()}. Make it: "
+            f"python -m pipeline promote --model {name}/VERSION --alias {which}"
+        )
+    return alias.version, *alias.history
 
 
 def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
@@ -66,7 +73,9 @@ def promote(storage: Storage, ref: str, alias: str) -> Alias:
             f"Alias {alias!r} is not a word, or could be a version. Use one such as production."
         )
     model = find_model(storage, ref)
-    before = find_alias(storage, model.name, alias)
+    before = None
+    with suppress(ArtifactDamaged):
+        before = find_alias(storage, model.name, alias)
     if before and before.version == model.version:
         return before
     history = (before.version, *before.history) if before else ()

@@ -18,10 +18,10 @@ import ray.data
 from pipeline import cluster
 from pipeline.config import Score
 from pipeline.console import progress, say
-from pipeline.contract import SettingError
+from pipeline.contract import Predictions, SettingError
 from pipeline.inputs import Input, open_input
 from pipeline.manifest import FileEntry, ScoresManifest, commit, digest, find, write_file
-from pipeline.predictor import Device, Predictions, Predictor
+from pipeline.predictor import Device, Predictor
 from pipeline.registry import find_model
 from pipeline.shards import to_parquet
 from pipeline.storage import Storage

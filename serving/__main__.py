@@ -17,7 +17,9 @@ from types import FrameType
 import tyro
 
 from pipeline.contract import SettingError, UserError
-from serving.settings import ServerSettings, pinned
+from pipeline.registry import find_model
+from pipeline.storage import Storage
+from serving.settings import ServerSettings, checked
 
 APP = "default"
 
@@ -41,7 +43,7 @@ def main() -> int:
 
 def serve_until_stopped(settings: ServerSettings) -> None:
     """Serves until a signal raises KeyboardInterrupt; then ends what it started."""
-    app_settings = pinned(settings)
+    app_settings = checked(settings)
     port = _free_port(settings.host, settings.port)
     # These take two seconds, which no --help and no wrong setting need wait for.
     from ray import serve
@@ -62,7 +64,10 @@ def serve_until_stopped(settings: ServerSettings) -> None:
         try:
             serve.start(http_options={"host": settings.host, "port": port}, logging_config=LOGGING)
             serve.run(build_app(app_settings), name=APP)
-            _announce(app_settings.model, f"http://{settings.host}:{port}")
+            _announce(
+                find_model(Storage(settings.root), settings.model).ref,
+                f"http://{settings.host}:{port}",
+            )
             _wait_for_signal()
             serve.delete(APP)
         finally:

@@ -8,47 +8,39 @@ Deployed by `infra/serve.yaml` on a cluster, and by `python -m serving` on one m
 # No `from __future__ import annotations`: it hides from Ray Serve that build_app's argument is a
 # pydantic model, and Serve would hand over a plain dict, unchecked.
 
-import numpy as np
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
-from pipeline.predictor import Predictor
-from pipeline.registry import find_model
-from pipeline.storage import Storage
-from serving.batching import Batcher
+from serving.following import Following, check
+from serving.metrics import Metrics
 from serving.routes import build_routes
-from serving.settings import AppSettings, pinned
+from serving.settings import AppSettings, checked
 
 LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 @serve.ingress()
 class ModelServer:
-    """A replica: one Predictor with one thread, and the requests batched for it."""
+    """A replica: the model version that is served, with one thread."""
 
     def __init__(self, settings: AppSettings) -> None:
-        storage = Storage(settings.root)
         self._settings = settings
-        self._predictor = Predictor(storage, find_model(storage, settings.model))
-        self._batcher = Batcher(
-            self._predictor.predict,
-            max_batch_rows=settings.max_batch_rows,
-            max_queue_rows=settings.max_queue_rows,
-        )
+        self._following = Following(settings)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_routes(self._predictor.model, self._batcher.predict, self._settings)
+        background = (self._following.follow, Metrics(self._following).export)
+        return build_routes(self._following, self._settings, background)
 
     def check_health(self) -> None:
         """Raises where the model no longer answers; past the queue, which may rightly be full."""
-        self._predictor.predict(np.zeros((1, *self._predictor.model.image.shape), np.uint8))
+        check(self._following.served.predictor)
 
 
 def build_app(settings: AppSettings) -> Application:
     """The application, for `serve run`, `serve deploy` and `python -m serving`."""
-    settings = pinned(settings)
+    settings = checked(settings)
     deployment = serve.deployment(
         num_replicas=settings.num_replicas,
         ray_actor_options={"num_cpus": 1},

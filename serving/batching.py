@@ -8,6 +8,7 @@ the GIL, so the loop reads and writes requests meanwhile.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.predictor import Predictions
+from pipeline.contract import Predictions
 from serving.errors import Overloaded
 from serving.protocol import Images
+from serving.statistics import Statistics
 
 
 @dataclass(eq=False)
@@ -26,6 +28,7 @@ class _Request:
 
     images: Images
     answer: asyncio.Future[Predictions]
+    arrived_ns: int
     taken: int = 0
     parts: list[Predictions] = field(default_factory=list)
 
@@ -62,6 +65,7 @@ class Batcher:
         self._max_queue_rows = max_queue_rows
         self._queue: deque[_Request] = deque()
         self._waiting_rows = 0
+        self.statistics = Statistics()
         self._pump: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
@@ -76,13 +80,18 @@ class Batcher:
         The caller may be cancelled: its rows that still wait are then not computed.
         """
         self._admit(len(images))
-        request = _Request(images, asyncio.get_running_loop().create_future())
+        arrived_ns = time.perf_counter_ns()
+        request = _Request(images, asyncio.get_running_loop().create_future(), arrived_ns)
         self._queue.append(request)
         if self._pump is None:
             self._pump = asyncio.create_task(self._run())
+        outcome = self.statistics.fail
         try:
-            return await request.answer
+            predictions = await request.answer
+            outcome = self.statistics.success
+            return predictions
         finally:
+            outcome.add(time.perf_counter_ns() - arrived_ns)
             self._waiting_rows -= len(images) - request.taken
             request.taken = len(images)
 
@@ -101,6 +110,10 @@ class Batcher:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._take():
+            started_ns = time.perf_counter_ns()
+            for piece in batch:
+                if piece.start == 0:
+                    self.statistics.queue.add(started_ns - piece.request.arrived_ns)
             try:
                 predictions = await loop.run_in_executor(self._thread, self._call, batch)
             except Exception as error:
@@ -108,6 +121,8 @@ class Batcher:
                     if not piece.request.answer.done():
                         piece.request.answer.set_exception(error)
             else:
+                rows = sum(piece.stop - piece.start for piece in batch)
+                self.statistics.add_batch(rows, time.perf_counter_ns() - started_ns)
                 _deliver(batch, predictions)
         self._pump = None
 

@@ -7,6 +7,7 @@ Knows nothing of HTTP; `routes.STATUS` is the one table from these to a status.
     ├── PayloadTooLarge     more bytes or rows than one request may carry
     ├── UnsupportedMedia    a body in a format or encoding that is not understood
     ├── ImageInvalid        an image that is damaged, or not of the model's size
+    ├── Unauthorized        no API key, or one that is not valid
     ├── ModelUnknown        a model or version that is not served here
     └── Overloaded          a full queue: the same request may succeed a moment later
 """
@@ -35,6 +36,10 @@ class UnsupportedMedia(RequestError):
 
 
 class ImageInvalid(RequestError):
+    pass
+
+
+class Unauthorized(RequestError):
     pass
 
 

@@ -5,24 +5,34 @@ Only here does anything know of HTTP, and `STATUS` is the one table from error t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline.contract import Predictions
 from pipeline.manifest import ModelManifest
-from pipeline.predictor import Predictions
-from serving import errors, protocol
-from serving.errors import ModelUnknown, PayloadTooLarge, RequestError, UnsupportedMedia, short
-from serving.images import decode_png
-from serving.protocol import Images
+from serving import errors, images, keys, protocol, v1
+from serving.bodies import json_length, read_body, read_files, respond, respond_json
+from serving.errors import ModelUnknown, RequestError, Unauthorized, short
+from serving.following import Following, Served
+from serving.protocol import JSON_LENGTH, Json
+from serving.replies import build_reply
+from serving.requests import parse_raw, parse_request
 from serving.settings import AppSettings
 
 STATUS: dict[type[RequestError], int] = {
     errors.RequestInvalid: 400,
+    errors.Unauthorized: 401,
     errors.ModelUnknown: 404,
     errors.PayloadTooLarge: 413,
     errors.UnsupportedMedia: 415,
@@ -30,138 +40,223 @@ STATUS: dict[type[RequestError], int] = {
     errors.Overloaded: 503,
 }
 
-HEADERS = {503: {"Retry-After": "1"}}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 
-BINARY_HEADER = "inference-header-content-length"
+
+PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+OPEN = {"/v2/health/live", "/v2/health/ready", *PAGE}
+TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript", "css": "text/css"}
 
 
 def build_routes(
-    model: ModelManifest,
-    predict: Callable[[Images], Awaitable[Predictions]],
+    following: Following,
     settings: AppSettings,
+    background: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
 ) -> Starlette:
-    """The ASGI application that answers for `model`, whose predictions `predict` makes."""
-    routes = _Routes(model, predict, settings)
+    """The ASGI application that answers for what is served; `background` runs while it does."""
+    routes = _Routes(following, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(work()) for work in background]
+        yield
+        for task in tasks:
+            task.cancel()
+
     name = "/v2/models/{name}"
-    version = name + "/versions/{version}"
+    paths = (name, name + "/versions/{version}")
     app = Starlette(
         routes=[
             Route("/v2", routes.server),
             Route("/v2/", routes.server),
             Route("/v2/health/live", routes.live),
             Route("/v2/health/ready", routes.ready),
-            *(Route(path, routes.model) for path in (name, version)),
-            *(Route(f"{path}/ready", routes.model_ready) for path in (name, version)),
-            *(Route(f"{path}/infer", routes.infer, methods=["POST"]) for path in (name, version)),
+            Route("/v2/models/stats", routes.stats),
+            Route("/v2/repository/index", routes.index, methods=["POST"]),
+            *(Route(path, routes.model) for path in paths),
+            *(Route(f"{path}/ready", routes.model_ready) for path in paths),
+            *(Route(f"{path}/config", routes.config) for path in paths),
+            *(Route(f"{path}/stats", routes.stats) for path in paths),
+            *(Route(f"{path}/infer", routes.infer, methods=["POST"]) for path in paths),
+            Route("/v1/models", routes.v1_models),
+            Route("/v1/models/{name}:predict", routes.v1_predict, methods=["POST"]),
+            Route("/v1/models/{name}", routes.model_ready),
             Route("/predict", routes.predict, methods=["POST"]),
+            *(Route(path, _page(name)) for path, name in PAGE.items()),
         ],
         exception_handlers={
-            RequestError: _refused,
+            RequestError: routes.refused,
             HTTPException: _no_route,
             ClientDisconnect: _gone,
             Exception: _failed,
         },
+        lifespan=lifespan,
+        middleware=[Middleware(_Gate, digests=settings.api_keys, refused=routes.refused)],
     )
     # A redirect counts as an error with clients of the protocol.
     app.router.redirect_slashes = False
     return app
 
 
-class _Routes:
+class _Gate:
+    """Lets in who has a key, where there are keys; health and the page are open to all."""
+
     def __init__(
         self,
-        model: ModelManifest,
-        predict: Callable[[Images], Awaitable[Predictions]],
-        settings: AppSettings,
+        app: ASGIApp,
+        digests: tuple[str, ...],
+        refused: Callable[[Request, Exception], Awaitable[Response]],
     ) -> None:
-        self._model = model
-        self._predict = predict
+        self._app, self._digests, self._refused = app, digests, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN or self._admits(scope):
+            await self._app(scope, receive, send)
+            return
+        error = Unauthorized("This server wants an API key. Send Authorization: Bearer KEY.")
+        response = await self._refused(Request(scope), error)
+        await response(scope, receive, send)
+
+    def _admits(self, scope: Scope) -> bool:
+        return not self._digests or keys.valid(keys.sent_key(scope["headers"]), self._digests)
+
+
+class _Routes:
+    def __init__(self, following: Following, settings: AppSettings) -> None:
+        self._following = following
         self._settings = settings
 
     async def server(self, request: Request) -> Response:
-        return JSONResponse(protocol.SERVER)
+        return respond_json(request, protocol.SERVER)
 
     async def live(self, request: Request) -> Response:
-        return JSONResponse({"live": True})
+        return respond_json(request, {"live": True})
 
     async def ready(self, request: Request) -> Response:
-        return JSONResponse({"ready": True})
+        return respond_json(request, {"ready": True})
+
+    async def index(self, request: Request) -> Response:
+        return respond_json(request, protocol.repository_index(self._following.served.model))
 
     async def model(self, request: Request) -> Response:
-        self._check_model(request)
-        return JSONResponse(protocol.model_metadata(self._model))
+        return respond_json(request, protocol.model_metadata(self._served(request).model))
 
     async def model_ready(self, request: Request) -> Response:
-        self._check_model(request)
-        return JSONResponse({"name": self._model.name, "ready": True})
+        served, refused = self._served(request), self._following.refused
+        answer: Json = {"name": served.model.name, "ready": True, "version": served.model.version}
+        if refused:
+            answer["refused"] = {"version": refused.version, "reason": refused.reason}
+        return respond_json(request, answer)
+
+    async def config(self, request: Request) -> Response:
+        model, max_rows = self._served(request).model, self._settings.max_request_rows
+        return respond_json(request, protocol.model_config(model, max_rows=max_rows))
+
+    async def stats(self, request: Request) -> Response:
+        served = self._served(request)
+        return respond_json(request, served.batcher.statistics.json(served.model))
 
     async def infer(self, request: Request) -> Response:
-        self._check_model(request)
-        if BINARY_HEADER in request.headers:
-            raise UnsupportedMedia("Binary tensors are not understood here. Send them as JSON.")
-        body = await self._body(request)
-        asked = protocol.parse_request(body, self._model, max_rows=self._settings.max_request_rows)
-        predictions = await self._predict(asked.images)
-        content = protocol.build_response(self._model, asked, predictions)
-        return Response(content, media_type="application/json")
+        served = self._served(request)
+        body, json_bytes = await read_body(request, self._settings), json_length(request)
+        max_rows = self._settings.max_request_rows
+        if json_bytes == 0:
+            binary = "application/json" not in request.headers.get("accept", "")
+            asked = parse_raw(body, served.model, binary=binary, max_rows=max_rows)
+        else:
+            asked = parse_request(body, json_bytes, served.model, max_rows=max_rows)
+        reply = build_reply(served.model, asked, await served.batcher.predict(asked.images))
+        if reply.json_bytes is None:
+            return respond(request, reply.body, {"content-type": "application/json"})
+        headers = {
+            "content-type": "application/octet-stream",
+            JSON_LENGTH: str(reply.json_bytes),
+        }
+        return respond(request, reply.body, headers)
+
+    async def v1_models(self, request: Request) -> Response:
+        return respond_json(request, {"models": [self._following.served.model.name]})
+
+    async def v1_predict(self, request: Request) -> Response:
+        served = self._served(request)
+        body, max_rows = await read_body(request, self._settings), self._settings.max_request_rows
+        asked = v1.parse_instances(body, served.model, max_rows=max_rows)
+        return respond_json(request, v1.predictions_json(await served.batcher.predict(asked)))
 
     async def predict(self, request: Request) -> Response:
-        image = self._model.image
-        pixels = decode_png(await self._body(request), image)
-        predictions = await self._predict(pixels[None])
-        prediction = int(predictions.prediction[0])
-        probabilities = predictions.probabilities[0].tolist()
-        answer = {
-            "prediction": prediction,
-            "class_name": image.class_names[prediction],
-            "probabilities": dict(zip(image.class_names, probabilities, strict=True)),
-            "model_name": self._model.name,
-            "model_version": self._model.version,
-        }
-        if self._model.caveat:
-            answer["caveat"] = self._model.caveat
-        return JSONResponse(answer)
+        """One picture as the body, or several as the files of a form."""
+        served = self._served(request)
+        model = served.model
+        named: Json = {"model_name": model.name, "model_version": model.version}
+        if model.caveat:
+            named["caveat"] = model.caveat
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            shown = await _read(await read_body(request, self._settings), model)
+            predictions = await served.batcher.predict(shown.pixels[None])
+            answer = _describe(model, shown, predictions, 0)
+            if request.query_params.get("pixels") == "true":
+                answer["pixels"] = shown.pixels.tolist()
+            return respond_json(request, answer | named)
+        pictures = [await _read(data, model) for data in await read_files(request, self._settings)]
+        predictions = await served.batcher.predict(np.stack([shown.pixels for shown in pictures]))
+        answers = [_describe(model, shown, predictions, k) for k, shown in enumerate(pictures)]
+        return respond_json(request, {"predictions": answers} | named)
 
-    def _check_model(self, request: Request) -> None:
-        model = self._model
-        name = request.path_params["name"]
+    async def refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        self._following.served.batcher.statistics.errors[type(error).__name__] += 1
+        return _error(STATUS[type(error)], str(error))
+
+    def _served(self, request: Request) -> Served:
+        """What is served now, for the whole of a request; ModelUnknown where it names another."""
+        served = self._following.served
+        model = served.model
+        name = request.path_params.get("name", model.name)
         version = request.path_params.get("version", model.version)
         if (name, version) != (model.name, model.version):
             what = short(name) if name != model.name else f"version {short(version)} of {name}"
             raise ModelUnknown(
                 f"Model {what} is not served here. Ask for {model.name}, version {model.version}."
             )
+        return served
 
-    async def _body(self, request: Request) -> bytes:
-        """The body, which is never read further than its bound."""
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise UnsupportedMedia(
-                f"Content-Encoding is {short(encoding)}. Send the body as it is."
-            )
-        bound = self._settings.max_body_bytes
-        too_large = PayloadTooLarge(
-            f"The body is larger than {self._settings.max_body_mib} MiB. "
-            "Send the images in several requests."
-        )
-        declared = request.headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared[:20]) > bound:
-            raise too_large
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > bound:
-                raise too_large
-        return bytes(body)
+
+async def _read(data: bytes, model: ModelManifest) -> images.Shown:
+    return await asyncio.to_thread(images.read, data, model.image)
+
+
+def _describe(
+    model: ModelManifest, shown: images.Shown, predictions: Predictions, row: int
+) -> Json:
+    class_names = model.image.class_names
+    prediction = int(predictions.prediction[row])
+    probabilities = predictions.probabilities[row].tolist()
+    return {
+        "prediction": prediction,
+        "class_name": class_names[prediction],
+        "probabilities": dict(zip(class_names, probabilities, strict=True)),
+        "inverted": shown.inverted,
+        "fitted": shown.fitted,
+    }
+
+
+def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    """The route of a file of the drawing page, which loads nothing from elsewhere."""
+    content = (files("serving") / "web" / name).read_bytes()
+    headers = {
+        "content-type": TYPES[name.rpartition(".")[2]],
+        "content-security-policy": "default-src 'self'",
+        "cache-control": "no-cache",
+    }
+
+    async def answer(request: Request) -> Response:
+        return respond(request, content, headers)
+
+    return answer
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse({"error": message}, status, headers or HEADERS.get(status))
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return _error(STATUS[type(error)], str(error))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -172,7 +267,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
         return _error(405, message, {"Allow": allowed})
     return _error(
         error.status_code,
-        "There is nothing at this address. POST a PNG to /predict, or see /v2 for the protocol.",
+        "There is nothing at this address. POST a picture to /predict, or see /v2 for more.",
     )
 
 

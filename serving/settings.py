@@ -6,6 +6,7 @@ Values are checked when they are made, so what takes settings may trust them.
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,6 +14,7 @@ from pipeline.predictor import Predictor
 from pipeline.registry import find_model
 from pipeline.settings import Settings
 from pipeline.storage import Storage
+from serving.keys import DIGEST
 
 
 class AppSettings(Settings):
@@ -32,6 +34,11 @@ class AppSettings(Settings):
     """Images that wait in a replica; requests beyond are told to come again."""
     max_body_mib: int = Field(default=16, ge=1)
     """MiB a request's body."""
+    api_keys: tuple[str, ...] = Field(
+        default_factory=lambda: tuple(os.environ.get("PIPELINE_API_KEYS", "").split())
+    )
+    """Digests of the keys that clients must send one of, as `python -m serving.keys` prints them
+    (env: PIPELINE_API_KEYS, with spaces between); without any, all may ask."""
 
     @property
     def max_body_bytes(self) -> int:
@@ -44,23 +51,45 @@ class AppSettings(Settings):
             raise ValueError("must hold a whole request: see --max-request-rows")
         return max_queue_rows
 
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, api_keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(DIGEST.fullmatch(digest) for digest in api_keys):
+            raise ValueError("must be digests of 64 hex digits: see python -m serving.keys")
+        return api_keys
+
 
 class ServerSettings(AppSettings):
     """Serve a model over HTTP: for PNG images, and for clients of the Open Inference Protocol."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on; another than loopback needs --api-keys."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, host: str, info: ValidationInfo) -> str:
+        loopback = host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+        if not loopback and not info.data.get("api_keys"):
+            raise ValueError("is open to others, so it needs --api-keys")
+        return host
 
-def pinned(settings: AppSettings) -> AppSettings:
-    """The settings with an absolute root and a version for an alias, whose model was tried to load.
 
-    So all replicas serve the same version, wherever and whenever they start, and a model that is
-    missing, damaged or not to be run is a UserError before any does.
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def checked(settings: AppSettings) -> AppSettings:
+    """The settings with an absolute root, whose model was tried to load.
+
+    So a model that is missing, damaged or not to be run is a UserError before any replica starts.
     """
     storage = Storage(settings.root)
-    model = Predictor(storage, find_model(storage, settings.model)).model
+    Predictor(storage, find_model(storage, settings.model))
     values = {name: getattr(settings, name) for name in AppSettings.model_fields}
-    return AppSettings(**{**values, "root": storage.root, "model": model.ref})
+    return AppSettings(**{**values, "root": storage.root})

@@ -26,17 +26,18 @@ def publish(
     scale: float = 1.0,
     caveat: str = "",
     alias: str = "production",
+    image: ImageSpec = STRIPES,
 ) -> ModelManifest:
     """Publishes a version of the model and promotes it to `alias`; other scales, other versions."""
-    version = digest(name, scale, caveat)
+    version = digest(name, scale, caveat, image.class_names)
     file = write_file(storage, folder(name, version), "model.onnx", build(scale))
-    inputs, outputs = contract(STRIPES)
+    inputs, outputs = contract(image)
     model = ModelManifest(
         name=name,
         version=version,
         run="by-hand",
         dataset=f"{name}/by-hand",
-        image=STRIPES,
+        image=image,
         inputs=inputs,
         outputs=outputs,
         parity_max_difference=0.0,

@@ -74,3 +74,9 @@ def test_a_damaged_alias_is_an_error(storage: Storage) -> None:
     storage.write("models/bars/aliases/production.json", b"{")
     with pytest.raises(ArtifactDamaged, match="is not an alias"):
         find_model(storage, "bars/production")
+
+
+def test_a_damaged_alias_is_mended_by_promoting_again(storage: Storage) -> None:
+    storage.write("models/bars/aliases/production.json", b"{")
+    promote(storage, f"bars/{ONE}", "production")
+    assert find_model(storage, "bars/production").version == ONE

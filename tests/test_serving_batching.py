@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.predictor import Predictions
+from pipeline.contract import Predictions
 from serving.batching import Batcher
 from serving.errors import Overloaded
 from serving.protocol import Images

@@ -1,7 +1,13 @@
+from __future__ import annotations
+
 import asyncio
+import base64
+import gzip
 import io
 import json
-from collections.abc import AsyncIterator, Iterator
+import re
+import zlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +18,42 @@ import pytest
 from PIL import Image
 from starlette.types import ASGIApp
 
-from pipeline.predictor import Predictions, Predictor
-from pipeline.registry import find_model
+from pipeline.contract import Predictions
+from pipeline.predictor import Predictor
 from pipeline.storage import Storage
-from serving import errors
+from serving import errors, keys
 from serving.batching import Batcher
+from serving.following import Following, Served
 from serving.protocol import Images
 from serving.routes import STATUS, build_routes
 from serving.settings import AppSettings
 from tests.models import STRIPES, publish, stripe
 
-SETTINGS = AppSettings(max_body_mib=1, max_request_rows=16)
+
+@pytest.fixture(scope="module")
+def following(tmp_path_factory: pytest.TempPathFactory) -> Following:
+    return serve(str(tmp_path_factory.mktemp("root")))
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    storage = Storage(str(tmp_path_factory.mktemp("root")))
-    publish(storage)
-    return Predictor(storage, find_model(storage, "stripes/production"))
+def predictor(following: Following) -> Predictor:
+    return following.served.predictor
+
+
+def serve(root: str, **model: Any) -> Following:
+    publish(Storage(root), **model)
+    return Following(settings(root))
+
+
+def settings(root: str) -> AppSettings:
+    return AppSettings(
+        root=root,
+        model="stripes/production",
+        max_batch_rows=4,
+        max_request_rows=16,
+        max_queue_rows=16,
+        max_body_mib=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -54,10 +78,8 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def client(predictor: Predictor) -> Iterator[Client]:
-    batcher = Batcher(predictor.predict, max_batch_rows=4, max_queue_rows=16)
-    yield Client(build_routes(predictor.model, batcher.predict, SETTINGS))
-    batcher.close()
+def client(following: Following) -> Client:
+    return Client(build_routes(following, settings("unused")))
 
 
 def png(image: Images) -> bytes:
@@ -95,7 +117,8 @@ def test_a_model_is_found_by_name_and_by_version(client: Client, predictor: Pred
     path = f"/v2/models/stripes/versions/{predictor.model.version}"
     assert client.get("/v2/models/stripes").json() == client.get(path).json()
     for ready in ("/v2/models/stripes/ready", f"{path}/ready"):
-        assert client.get(ready).json() == {"name": "stripes", "ready": True}
+        answer = client.get(ready).json()
+        assert answer == {"name": "stripes", "ready": True, "version": predictor.model.version}
 
 
 @pytest.mark.parametrize("version", ["", "/versions/{}"])
@@ -125,6 +148,8 @@ def test_predict_names_the_class_of_a_picture(client: Client, predictor: Predict
     assert answer == {
         "prediction": 2,
         "class_name": "right",
+        "inverted": False,
+        "fitted": False,
         "model_name": "stripes",
         "model_version": predictor.model.version,
     }
@@ -133,12 +158,9 @@ def test_predict_names_the_class_of_a_picture(client: Client, predictor: Predict
 
 
 def test_predict_carries_the_models_caveat(tmp_path: Path) -> None:
-    storage = Storage(str(tmp_path))
-    model = publish(storage, caveat="made by hand")
-    batcher = Batcher(Predictor(storage, model).predict, max_batch_rows=4, max_queue_rows=16)
-    client = Client(build_routes(model, batcher.predict, SETTINGS))
+    following = serve(str(tmp_path), caveat="made by hand")
+    client = Client(build_routes(following, settings("unused")))
     assert client.post("/predict", content=png(stripe(0))).json()["caveat"] == "made by hand"
-    batcher.close()
 
 
 @pytest.mark.parametrize("path", ["", "/ready", "/infer"])
@@ -149,7 +171,7 @@ def test_an_unknown_model_is_not_found(client: Client, name: str, path: str) -> 
     assert "stripes" in message or "nothing at this address" in message
 
 
-@pytest.mark.parametrize("path", ["/", "/v2/models", "/v2/models/stripes/", "/predict/", "/x" * 99])
+@pytest.mark.parametrize("path", ["/v2/models", "/v2/models/stripes/", "/predict/", "/x" * 99])
 def test_an_unknown_address_is_not_found(client: Client, path: str) -> None:
     assert "nothing at this address" in error(client.get(path), 404)
 
@@ -164,8 +186,8 @@ def test_a_wrong_method_is_told_the_right_one(client: Client) -> None:
     ("path", "content", "status", "message"),
     [
         ("/predict", b"", 400, "empty"),
-        ("/predict", b"GIF89a", 415, "not a PNG"),
-        ("/predict", png(np.zeros((28, 28), np.uint8)), 422, "28 wide and 28 high"),
+        ("/predict", b"GIF89a", 415, "no PNG and no JPEG"),
+        ("/predict", png(np.zeros((28, 28), np.uint8)), 422, "blank"),
         ("/predict", png(stripe(0))[:50], 422, "damaged"),
         ("/v2/models/stripes/infer", b"{", 400, "not JSON"),
         (
@@ -192,29 +214,196 @@ def test_a_body_is_bounded_as_declared_and_as_it_streams(client: Client, path: s
     assert "larger than 1 MiB" in error(client.post(path, content=endless()), 413)
 
 
+@pytest.mark.parametrize("length", ["-1", "1e3", "abc", "99999999999999999999", "\u00b2", "3"])
+def test_a_wrong_length_of_the_json_is_refused(client: Client, length: str) -> None:
+    headers = {"Inference-Header-Content-Length": length.encode()}
+    error(client.post("/v2/models/stripes/infer", content=b"{}", headers=headers), 400)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_bodies_are_packed_both_ways(client: Client, predictor: Predictor, encoding: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (16, *STRIPES.shape), np.uint8)
+    plain = json.dumps(infer_body(images)).encode()
+    packed = gzip.compress(plain) if encoding == "gzip" else zlib.compress(plain)
+    headers = {"Content-Encoding": encoding, "Accept-Encoding": encoding}
+    response = client.post("/v2/models/stripes/infer", content=packed, headers=headers)
+    assert response.headers["content-encoding"] == encoding
+    expected = predictor.predict(images).prediction.tolist()
+    assert response.json()["outputs"][1]["data"] == expected
+
+
 @pytest.mark.parametrize(
-    "headers", [{"Content-Encoding": "gzip"}, {"Inference-Header-Content-Length": "10"}]
+    ("encoding", "content", "status", "message"),
+    [
+        ("br", b"{}", 415, "Send gzip, deflate"),
+        ("gzip", b"{}", 400, "not gzip"),
+        ("deflate", gzip.compress(b"{}"), 400, "not deflate"),
+        ("gzip", gzip.compress(b"{}")[:-1], 400, "one whole gzip stream"),
+        ("gzip", gzip.compress(b"{}") * 2, 400, "one whole gzip stream"),
+        ("gzip", gzip.compress(bytes(2 << 20)), 413, "unpacks to more than 1 MiB"),
+    ],
 )
-def test_what_is_not_understood_is_said_so(client: Client, headers: dict[str, str]) -> None:
-    error(client.post("/v2/models/stripes/infer", content=b"{}", headers=headers), 415)
+def test_what_cannot_be_unpacked_is_refused(
+    client: Client, encoding: str, content: bytes, status: int, message: str
+) -> None:
+    headers = {"Content-Encoding": encoding}
+    response = client.post("/v2/models/stripes/infer", content=content, headers=headers)
+    assert message in error(response, status)
 
 
-def test_an_overloaded_server_asks_to_come_again(predictor: Predictor) -> None:
+def test_raw_pixels_are_answered_in_binary_or_json(client: Client, predictor: Predictor) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, *STRIPES.shape), np.uint8)
+    expected = predictor.predict(images)
+    path, raw = "/v2/models/stripes/infer", {"Inference-Header-Content-Length": "0"}
+    binary = client.post(path, content=images.tobytes(), headers=raw)
+    size = int(binary.headers["inference-header-content-length"])
+    assert binary.headers["content-type"] == "application/octet-stream"
+    assert binary.content[size:] == expected.probabilities.tobytes() + expected.prediction.tobytes()
+    wish = raw | {"Accept": "application/json"}
+    answer = client.post(path, content=images.tobytes(), headers=wish).json()
+    assert answer["outputs"][1]["data"] == expected.prediction.tolist()
+
+
+def test_v1_answers_as_the_predictor(client: Client, predictor: Predictor) -> None:
+    image = stripe(1)
+    encoded = base64.b64encode(png(image)).decode()
+    instances = [image.tolist(), image.ravel().tolist(), {"image": image.tolist()}]
+    body = {"instances": [*instances, {"b64": encoded}]}
+    answers = client.post("/v1/models/stripes:predict", json=body).json()["predictions"]
+    expected = predictor.predict(image[None]).probabilities[0].tolist()
+    assert answers == [{"probabilities": expected, "prediction": 1}] * 4
+    assert client.get("/v1/models").json() == {"models": ["stripes"]}
+    assert client.get("/v1/models/stripes").json()["ready"] is True
+
+
+@pytest.mark.parametrize(
+    ("instances", "status", "message"),
+    [
+        (None, 400, "Send {.instances.: "),
+        ([], 400, "one or more"),
+        ([[0] * 23], 400, "23 values"),
+        ([{"b64": "?"}], 400, "not base64"),
+        ([{"b64": ""}], 400, "empty"),
+        ([{"url": "file:///etc/passwd"}], 400, "other fields"),
+        ([[0] * 24] * 17, 413, "17 instances"),
+    ],
+)
+def test_what_is_not_a_v1_request_is_refused(
+    client: Client, instances: Any, status: int, message: str
+) -> None:
+    response = client.post("/v1/models/stripes:predict", json={"instances": instances})
+    assert re.search(message, error(response, status))
+
+
+def test_several_pictures_come_as_files_of_a_form(client: Client) -> None:
+    big = np.kron(255 - stripe(2), np.ones((20, 20), np.uint8))
+    files = [("a", png(stripe(0))), ("b", png(stripe(1))), ("b", png(big))]
+    answer = client.post("/predict", files=files).json()
+    assert [p["class_name"] for p in answer["predictions"][:2]] == ["left", "middle"]
+    assert [(p["inverted"], p["fitted"]) for p in answer["predictions"]] == [
+        (False, False),
+        (False, False),
+        (True, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no file"),
+        (b"--x\r\n", "Not a form|no file"),
+        (b"--y--\r\n", "Not a form|no file"),
+        (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n', "Not a form"),
+    ],
+)
+def test_what_is_no_form_with_files_is_refused(
+    client: Client, content: bytes, message: str
+) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = client.post("/predict", content=content, headers=headers)
+    assert re.search(message, error(response, 400))
+
+
+def test_the_files_of_a_form_are_bounded(client: Client) -> None:
+    files = [("a", png(stripe(0)))] * 17
+    assert "1 to 16 files" in error(client.post("/predict", files=files), 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")],
+)
+def test_the_page_loads_nothing_from_elsewhere(client: Client, path: str, kind: str) -> None:
+    response = client.get(path)
+    assert response.headers["content-type"].startswith(kind)
+    assert response.headers["content-security-policy"] == "default-src 'self'"
+    assert "//" not in re.sub(r"^ *//.*|  //.*", "", response.text, flags=re.MULTILINE)
+
+
+def test_the_index_names_what_is_served(client: Client, predictor: Predictor) -> None:
+    (entry,) = client.post("/v2/repository/index").json()
+    assert (entry["name"], entry["state"]) == ("stripes", "READY")
+    assert entry["version"] == predictor.model.version
+
+
+def test_statistics_count_requests_and_calls_of_the_model(tmp_path: Path) -> None:
+    client = Client(build_routes(serve(str(tmp_path)), settings("unused")))
+    body = infer_body(np.zeros((6, *STRIPES.shape), np.uint8))
+    client.post("/v2/models/stripes/infer", json=body)
+    (stats,) = client.get("/v2/models/stripes/stats").json()["model_stats"]
+    assert (stats["inference_count"], stats["execution_count"]) == (6, 2)
+    assert stats["inference_stats"]["success"]["count"] == 1
+    assert stats["inference_stats"]["fail"]["count"] == 0
+    assert stats["inference_stats"]["queue"]["count"] == 1
+    assert {batch["batch_size"] for batch in stats["batch_stats"]} == {4, 2}
+    assert client.get("/v2/models/stats").json()["model_stats"] == [stats]
+
+
+def test_an_overloaded_server_asks_to_come_again(tmp_path: Path) -> None:
+    following = serve(str(tmp_path))
+    predictor = following.served.predictor
     batcher = Batcher(predictor.predict, max_batch_rows=4, max_queue_rows=2)
-    client = Client(build_routes(predictor.model, batcher.predict, SETTINGS))
+    following.served = Served(predictor, batcher)
+    client = Client(build_routes(following, settings("unused")))
     body = infer_body(np.zeros((3, *STRIPES.shape), np.uint8))
     response = client.post("/v2/models/stripes/infer", json=body)
     assert "busy" in error(response, 503)
     assert response.headers["retry-after"] == "1"
-    batcher.close()
 
 
-def test_a_bug_shows_no_trace_to_clients(predictor: Predictor) -> None:
-    async def broken(images: Images) -> Predictions:
+def test_a_bug_shows_no_trace_to_clients(tmp_path: Path) -> None:
+    def broken(images: Images) -> Predictions:
         raise OSError("/srv/secret/model.onnx")
 
-    client = Client(build_routes(predictor.model, broken, SETTINGS))
+    following = serve(str(tmp_path))
+    batcher = Batcher(broken, max_batch_rows=4, max_queue_rows=16)
+    following.served = Served(following.served.predictor, batcher)
+    client = Client(build_routes(following, settings("unused")))
     assert "secret" not in error(client.post("/predict", content=png(stripe(0))), 500)
+
+
+def test_keys_open_all_but_health_and_the_page(following: Following) -> None:
+    digests = (keys.digest(b"one"), keys.digest(b"two"))
+    limits = settings("unused").model_copy(update={"api_keys": digests})
+    client = Client(build_routes(following, limits))
+    for path in ("/", "/page.js", "/v2/health/live", "/v2/health/ready"):
+        assert client.get(path).status_code == 200
+    refusals = [
+        client.request("GET", "/v2/models/stripes", headers=headers)
+        for headers in (
+            {},
+            {"Authorization": ""},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Bearer three"},
+            {"Authorization": "Basic one"},
+            {"X-API-Key": digests[0]},
+            {"X-API-Key": b"\xff"},
+        )
+    ]
+    assert len({error(response, 401) for response in refusals}) == 1
+    assert {response.headers["www-authenticate"] for response in refusals} == {"Bearer"}
+    for headers in ({"Authorization": "Bearer one"}, {"X-API-Key": "two"}):
+        assert client.request("GET", "/v2/models/stripes", headers=headers).status_code == 200
 
 
 def test_every_error_of_a_client_has_a_status() -> None:

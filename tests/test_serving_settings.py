@@ -1,6 +1,7 @@
 import pytest
 
 from pipeline.contract import SettingError
+from serving.keys import digest
 from serving.settings import AppSettings, ServerSettings
 
 
@@ -24,3 +25,21 @@ def test_the_environment_names_root_and_model(monkeypatch: pytest.MonkeyPatch) -
     settings = AppSettings()
     assert (settings.root, settings.model) == ("s3://bucket/root", "kmnist/best")
     assert AppSettings(model="mnist/production").model == "mnist/production"
+
+
+def test_keys_are_digests() -> None:
+    with pytest.raises(SettingError, match="^--api-keys is .*64 hex digits"):
+        AppSettings(api_keys=("secret",))
+    assert AppSettings(api_keys=(digest(b"secret"),)).api_keys
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
+def test_another_host_than_loopback_needs_keys(host: str) -> None:
+    with pytest.raises(SettingError, match="^--host is .* needs --api-keys"):
+        ServerSettings(host=host)
+    ServerSettings(host=host, api_keys=(digest(b"secret"),))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
+def test_loopback_needs_none(host: str) -> None:
+    ServerSettings(host=host)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,10 @@ import pytest
 import requests
 from PIL import Image
 
-from pipeline.manifest import ModelManifest
 from pipeline.predictor import Predictor
 from pipeline.storage import Storage
 from tests.models import STRIPES, publish, stripe
-from tests.processes import Command
-
-
-@dataclass(frozen=True)
-class Server:
-    command: Command
-    process: subprocess.Popen[str]
-    line: str
-    storage: Storage
-    model: ModelManifest
-
-    def url(self, path: str) -> str:
-        return self.line.split(" at ")[1].strip() + path
-
-
-def serving(*flags: object) -> Command:
-    return Command(sys.executable, "-m", "serving", *flags)
+from tests.servers import Server, serving, started
 
 
 def refused(root: Path, *flags: str) -> str:
@@ -57,12 +39,8 @@ def python(code: str) -> bool:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    storage = Storage(str(tmp_path_factory.mktemp("root")))
-    model = publish(storage)
-    command = serving("--root", storage.root, "--model", "stripes/production", "--port", "0")
-    with command.started() as process:
-        assert process.stdout is not None
-        yield Server(command, process, process.stdout.readline(), storage, model)
+    with started(str(tmp_path_factory.mktemp("root"))) as server:
+        yield server
 
 
 def infer(server: Server, images: Any) -> Any:

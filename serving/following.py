@@ -1,0 +1,132 @@
+"""The model version that is served: the one that was named, or the one that an alias names now.
+
+An alias is looked at every second. Another version takes the place of the one served when it has
+been loaded and passed its self-test; one that does not is refused, and the old one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.contract import ModelRejected, Predictions
+from pipeline.manifest import ModelManifest
+from pipeline.predictor import Predictor
+from pipeline.registry import find_model, versions
+from pipeline.storage import Storage
+from serving.batching import Batcher
+from serving.settings import AppSettings
+
+POLL_S = 1.0
+TEST_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model version, and the requests batched for it."""
+
+    predictor: Predictor
+    batcher: Batcher
+
+    @property
+    def model(self) -> ModelManifest:
+        return self.predictor.model
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A version that is not served though the alias names it, and why."""
+
+    version: str
+    reason: str
+
+
+class Following:
+    """Holds what is served. A request takes `served` once, so that all of it is of one version."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        """Takes the newest version of the alias's history that can be served.
+
+        Raises what the newest one raises where there is none.
+        """
+        self._settings = settings
+        self._storage = Storage(settings.root)
+        self.refused: Refused | None = None
+        newest, *older = versions(self._storage, settings.model)
+        try:
+            self.served = self._load(newest)
+        except Exception as error:
+            self._refuse(newest, error)
+            for version in older:
+                try:
+                    self.served = self._load(version)
+                    return
+                except Exception as older_error:
+                    logging.getLogger(__name__).warning("%s", older_error)
+            raise
+
+    async def follow(self) -> None:
+        """Follows the alias until it is cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Serves what the alias names now, if it can be."""
+        version = ""
+        try:
+            version = (await asyncio.to_thread(versions, self._storage, self._settings.model))[0]
+            if version != self.served.model.version:
+                self.served = await asyncio.to_thread(self._load, version)
+            self.refused = None
+        # Whatever is wrong with what was promoted, what is served must go on.
+        except Exception as error:
+            self._refuse(version, error)
+
+    def _refuse(self, version: str, error: Exception) -> None:
+        refused = Refused(version, str(error))
+        if refused != self.refused:
+            logging.getLogger(__name__).error("version %r is refused: %s", version, error)
+        self.refused = refused
+
+    def _load(self, version: str) -> Served:
+        name = self._settings.model.partition("/")[0]
+        model = find_model(self._storage, f"{name}/{version}")
+        served = getattr(self, "served", None)
+        if served and model.image != served.model.image:
+            raise ModelRejected(
+                f"Model {model.ref} is for other images or classes than {served.model.ref}, which "
+                "is served. Serve it under a name of its own."
+            )
+        predictor = Predictor(self._storage, model)
+        check(predictor)
+        batcher = Batcher(
+            predictor.predict,
+            max_batch_rows=self._settings.max_batch_rows,
+            max_queue_rows=self._settings.max_queue_rows,
+        )
+        return Served(predictor, batcher)
+
+
+def check(predictor: Predictor) -> None:
+    """The self-test: ModelRejected where the model does not answer as the contract says."""
+    model = predictor.model
+    noise = np.random.default_rng(0).integers(0, 256, (TEST_ROWS, *model.image.shape), np.uint8)
+    if not _sound(predictor.predict(noise), model.image.num_classes):
+        raise ModelRejected(
+            f"Model {model.ref} fails its self-test: its probabilities are not finite, do not sum "
+            "to 1, or its predictions are not their largest. Export it again."
+        )
+
+
+def _sound(found: Predictions, num_classes: int) -> bool:
+    probabilities = found.probabilities
+    return (
+        probabilities.shape == (TEST_ROWS, num_classes)
+        and bool(np.isfinite(probabilities).all())
+        and bool(np.allclose(probabilities.sum(1), 1, atol=1e-3))
+        and np.array_equal(found.prediction, probabilities.argmax(1))
+    )

@@ -1,0 +1,195 @@
+"""Clients that others wrote, and ours, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from open_inference.openapi.client import OpenInferenceClient
+from open_inference.openapi.types import InferenceRequest
+
+from pipeline.contract import Predictions
+from pipeline.predictor import Predictor
+from pipeline.registry import promote
+from serving.client import AsyncClient, Client, ServerError
+from tests.models import STRIPES, publish
+from tests.servers import Server, started
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, *STRIPES.shape), np.uint8)
+SWAPS = 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with started(str(tmp_path_factory.mktemp("root"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def expected(server: Server) -> Predictions:
+    return Predictor(server.storage, server.model).predict(IMAGES)
+
+
+def address(server: Server) -> str:
+    return server.url("").removeprefix("http://")
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False, None])
+@pytest.mark.parametrize("packed", [None, "gzip", "deflate"])
+def test_triton_infers_in_every_mix(
+    server: Server,
+    expected: Predictions,
+    binary_in: bool,
+    binary_out: bool | None,
+    packed: str | None,
+) -> None:
+    image = triton.InferInput("image", IMAGES.shape, "UINT8")
+    image.set_data_from_numpy(IMAGES, binary_data=binary_in)
+    outputs = None
+    if binary_out is not None:
+        outputs = [triton.InferRequestedOutput("prediction", binary_data=binary_out)]
+        outputs.append(triton.InferRequestedOutput("probabilities", binary_data=not binary_out))
+    with triton.InferenceServerClient(address(server)) as client:
+        result = client.infer(
+            "stripes",
+            [image],
+            outputs=outputs,
+            request_id="7",
+            request_compression_algorithm=packed,
+            response_compression_algorithm=packed,
+        )
+    np.testing.assert_array_equal(result.as_numpy("probabilities"), expected.probabilities)
+    np.testing.assert_array_equal(result.as_numpy("prediction"), expected.prediction)
+    assert result.get_response()["id"] == "7"
+
+
+def test_triton_finds_what_it_asks_for(server: Server) -> None:
+    version = server.model.version
+    with triton.InferenceServerClient(address(server)) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("stripes")
+        assert client.is_model_ready("stripes", version)
+        assert not client.is_model_ready("stripes", "0" * 12)
+        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+        assert client.get_model_metadata("stripes")["versions"] == [version]
+        assert client.get_model_config("stripes")["max_batch_size"] > 0
+        assert client.get_model_repository_index()[0]["state"] == "READY"
+        (stats,) = client.get_inference_statistics("stripes")["model_stats"]
+        assert stats["version"] == version
+
+
+def test_triton_classifies(server: Server, expected: Predictions) -> None:
+    image = triton.InferInput("image", IMAGES.shape, "UINT8")
+    image.set_data_from_numpy(IMAGES)
+    output = triton.InferRequestedOutput("probabilities", class_count=2)
+    with triton.InferenceServerClient(address(server)) as client:
+        names = client.infer("stripes", [image], outputs=[output]).as_numpy("probabilities")
+    assert names.shape == (len(IMAGES), 2)
+    best = [int(name.decode().split(":")[1]) for name in names[:, 0]]
+    assert best == expected.prediction.tolist()
+
+
+def test_triton_is_told_what_was_wrong(server: Server) -> None:
+    image = triton.InferInput("image", [1, 2], "UINT8")
+    image.set_data_from_numpy(np.zeros((1, 2), np.uint8))
+    with (
+        triton.InferenceServerClient(address(server)) as client,
+        pytest.raises(triton.InferenceServerException, match="the model takes"),
+    ):
+        client.infer("stripes", [image])
+
+
+def test_triton_infers_in_an_event_loop(server: Server, expected: Predictions) -> None:
+    async def infer() -> Any:
+        image = triton_aio.InferInput("image", IMAGES.shape, "UINT8")
+        image.set_data_from_numpy(IMAGES)
+        async with triton_aio.InferenceServerClient(address(server)) as client:
+            return await client.infer("stripes", [image])
+
+    found = asyncio.run(infer()).as_numpy("probabilities")
+    np.testing.assert_array_equal(found, expected.probabilities)
+
+
+def test_open_inference_reads_typed_replies(server: Server, expected: Predictions) -> None:
+    tensor = {
+        "name": "image",
+        "shape": list(IMAGES.shape),
+        "datatype": "UINT8",
+        "data": IMAGES.ravel().tolist(),
+    }
+    request = InferenceRequest.parse_obj({"inputs": [tensor], "id": "7"})
+    with httpx.Client() as http:
+        client = OpenInferenceClient(base_url=server.url(""), httpx_client=http)
+        client.check_server_readiness()
+        assert client.read_model_metadata("stripes").platform == "onnx_onnxv1"
+        reply = client.model_infer("stripes", request=request)
+    found = {output.name: output.data.__root__ for output in reply.outputs}
+    assert reply.id == "7"
+    assert [float(str(value)) for value in found["prediction"]] == expected.prediction.tolist()
+
+
+@pytest.mark.parametrize("max_rows", [1024, 7])
+def test_our_client_batches_for_its_caller(
+    server: Server, expected: Predictions, max_rows: int
+) -> None:
+    async def predict() -> Predictions:
+        async with AsyncClient(server.url(""), model="stripes", max_rows=max_rows) as client:
+            return await client.predict(IMAGES)
+
+    with Client(server.url(""), model="stripes", max_rows=max_rows) as client:
+        found = [client.predict(IMAGES), asyncio.run(predict())]
+    for predictions in found:
+        np.testing.assert_array_equal(predictions.probabilities, expected.probabilities)
+        np.testing.assert_array_equal(predictions.prediction, expected.prediction)
+
+
+def test_our_client_says_what_the_server_refused(server: Server) -> None:
+    with (
+        Client(server.url(""), model="other") as client,
+        pytest.raises(ServerError, match="is not served here") as error,
+    ):
+        client.predict(IMAGES)
+    assert error.value.status == 404
+
+
+def test_promoting_under_load_swaps_without_an_error(server: Server) -> None:
+    """Every answer is of the version that it names, and soon of the one promoted last."""
+    models = [server.model, publish(server.storage, scale=0.5)]
+    answers = {
+        model.version: Predictor(server.storage, model).predict(IMAGES).probabilities.ravel()
+        for model in models
+    }
+    tensor = {"name": "image", "shape": IMAGES.shape, "datatype": "UINT8"}
+    body = {"inputs": [tensor | {"data": IMAGES.ravel().tolist()}]}
+    seen = list[str]()
+
+    async def load(http: httpx.AsyncClient) -> None:
+        while not done.is_set():
+            reply = await http.post("/v2/models/stripes/infer", json=body)
+            assert reply.status_code == 200, reply.text
+            answer = reply.json()
+            seen.append(answer["model_version"])
+            found = np.array(answer["outputs"][0]["data"], np.float32)
+            np.testing.assert_array_equal(found, answers[seen[-1]])
+
+    async def swap() -> None:
+        async with httpx.AsyncClient(base_url=server.url(""), timeout=30) as http:
+            tasks = [asyncio.create_task(load(http)) for _ in range(16)]
+            for number in range(SWAPS):
+                promote(server.storage, models[number % 2].ref, "production")
+                async with asyncio.timeout(20):
+                    while seen[-16:] != [models[number % 2].version] * 16:
+                        await asyncio.sleep(0.05)
+            done.set()
+            await asyncio.gather(*tasks)
+
+    done = asyncio.Event()
+    asyncio.run(swap())

@@ -1,0 +1,41 @@
+"""Servers of the project as users start them, with a model whose answers can be worked out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pipeline.manifest import ModelManifest
+from pipeline.storage import Storage
+from tests.models import publish
+from tests.processes import Command
+
+
+@dataclass(frozen=True)
+class Server:
+    command: Command
+    process: subprocess.Popen[str]
+    line: str
+    storage: Storage
+    model: ModelManifest
+
+    def url(self, path: str) -> str:
+        return self.line.split(" at ")[1].strip() + path
+
+
+def serving(*flags: object) -> Command:
+    return Command(sys.executable, "-m", "serving", *flags)
+
+
+@contextmanager
+def started(root: str, *flags: object) -> Iterator[Server]:
+    """A server of stripes/production in a process of its own, from its ready line on."""
+    storage = Storage(root)
+    model = publish(storage)
+    command = serving("--root", root, "--model", "stripes/production", "--port", "0", *flags)
+    with command.started() as process:
+        assert process.stdout is not None
+        yield Server(command, process, process.stdout.readline(), storage, model)
