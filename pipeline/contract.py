@@ -16,6 +16,7 @@ Knows nothing of files, Ray, torch or HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,3 +101,13 @@ class Predictions:
 
     probabilities: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     prediction: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of all rows of the parts, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Predictions(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.prediction for part in parts]),
+    )

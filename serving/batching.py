@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.contract import Predictions
+from pipeline.contract import Predictions, join
 from serving.errors import Overloaded
 from serving.protocol import Images
 from serving.statistics import Statistics
@@ -159,14 +159,5 @@ def _deliver(batch: list[_Slice], predictions: Predictions) -> None:
             Predictions(predictions.probabilities[begin:end], predictions.prediction[begin:end])
         )
         if piece.stop == len(request.images) and not request.answer.done():
-            request.answer.set_result(_join(request.parts))
+            request.answer.set_result(join(request.parts))
         begin = end
-
-
-def _join(parts: list[Predictions]) -> Predictions:
-    if len(parts) == 1:
-        return parts[0]
-    return Predictions(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
-    )

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, Predictions, UserError
+from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, Predictions, UserError, join
 from serving.protocol import DATATYPES, JSON_LENGTH, Images
 
 Outcome: TypeAlias = httpx.Response | httpx.TransportError
@@ -115,13 +115,6 @@ def _message(response: httpx.Response) -> str:
         return f"The server answered {response.status_code} {response.reason_phrase}."
 
 
-def _join(parts: list[Predictions]) -> Predictions:
-    return Predictions(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
-    )
-
-
 class Client(_Calls):
     """A client that waits for its answers; may be shared by threads."""
 
@@ -142,7 +135,7 @@ class Client(_Calls):
 
         Raises ServerError where the server refuses them, or does not answer in all attempts.
         """
-        return _join([_read(self._send(request)) for request in self._requests(images)])
+        return join([_read(self._send(request)) for request in self._requests(images)])
 
     def _send(self, request: dict[str, Any]) -> Outcome:
         attempt = 0
@@ -181,7 +174,7 @@ class AsyncClient(_Calls):
         Raises ServerError where the server refuses them, or does not answer in all attempts.
         """
         outcomes = await asyncio.gather(*map(self._send, self._requests(images)))
-        return _join([_read(outcome) for outcome in outcomes])
+        return join([_read(outcome) for outcome in outcomes])
 
     async def _send(self, request: dict[str, Any]) -> Outcome:
         attempt = 0
