@@ -35,7 +35,7 @@ async def read_body(request: Request, settings: AppSettings) -> bytes:
 
 
 async def read_files(request: Request, settings: AppSettings) -> list[bytes]:
-    """The files of a form; PayloadTooLarge where there are more than rows in a request."""
+    """The files of a form; RequestInvalid where there are none, or more than rows in a request."""
     body = await read_body(request, settings)
 
     async def receive() -> Any:
@@ -72,6 +72,7 @@ def json_length(request: Request) -> int | None:
 
 
 def respond_json(request: Request, content: Json | list[Json]) -> Response:
+    """The content as JSON, packed as the client asks."""
     return respond(request, to_json(content), {"content-type": "application/json"})
 
 
