@@ -27,10 +27,13 @@ class AdamW:
     Not its class, whose bookkeeping costs more than the arithmetic on a vector of this size.
     """
 
-    def __init__(self, parameters: Tensor, gradient: Tensor, *, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Tensor, gradient: Tensor, *, weight_decay: float, steps: int = 0
+    ) -> None:
+        """`steps`: how many were taken before."""
         self._parameters, self._gradient = parameters, gradient
         self._mean, self._square = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        self._steps = torch.zeros((), device=gradient.device)
+        self._steps = torch.tensor(float(steps), device=gradient.device)
         self._weight_decay = weight_decay
 
     def step(self, rate: float) -> None:
@@ -52,5 +55,5 @@ class AdamW:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold; copied into to go on from one."""
-        return {"mean": self._mean, "square": self._square, "steps": self._steps}
+        """What a checkpoint must hold, a number a parameter; copied into to go on from one."""
+        return {"mean": self._mean, "square": self._square}

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline import checkpoints
-from pipeline.allreduce import AllReduce
 from pipeline.batches import Batches, Block
 from pipeline.deform import Deform
+from pipeline.exchange import Exchange
 from pipeline.model import Mlp
 from pipeline.optimizer import AdamW, Sgd
 from pipeline.runs import Job, read_metrics, write_metrics
@@ -48,14 +48,17 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             worker.metrics.append(worker.run_epoch())
         except Diverged as diverged:
             return {"diverged": diverged.args}
+        last = worker.epoch == job.training.epochs
+        due = worker.epoch % job.training.checkpoint_every == 0 and not last
+        state = worker.state() if due else None
         if worker.rank == 0:
             write_metrics(job.storage, job.folder, worker.metrics)
-            last = worker.epoch == job.training.epochs
-            if worker.epoch % job.training.checkpoint_every == 0 and not last:
-                checkpoints.save(job.storage, job.folder, worker.state())
+            if state:
+                checkpoints.save(job.storage, job.folder, state)
+    state = worker.state()
     if worker.rank != 0:
         return {}
-    entry = checkpoints.save(job.storage, job.folder, worker.state())
+    entry = checkpoints.save(job.storage, job.folder, state)
     return {"metrics": worker.metrics, "checkpoint": entry.model_dump()}
 
 
@@ -71,11 +74,16 @@ class Worker:
         self.train = self._batches(
             job, "train", training.batch_size, training.seed if training.shuffle else None
         )
+        self.steps = math.ceil(self.train.rows / training.batch_size)
         self.val = self._batches(job, "val", EVALUATION_ROWS * self.world_size)
         image = job.dataset.image
         self.num_classes = image.num_classes
         self.model = Mlp(image, training.hidden_sizes, seed=training.seed).to(self.device)
         self.parameters = flatten(self.model)
+        self.epoch, self.metrics = 0, list[dict[str, float]]()
+        if state := self._find_state(job):
+            self.epoch = state.epoch
+            self.model.load_state_dict(state.model)
         sizes = (image.num_pixels, *training.hidden_sizes, image.num_classes)
         self.whole_step = Step(sizes, self.parameters, self.parameters)
         pixels = torch.arange(image.num_pixels)
@@ -83,26 +91,23 @@ class Worker:
             # The weights of a pixel that is always 0 have no gradient, and stay as they are.
             pixels = self.train.leave_out_dark_pixels()
         self.trained_at = positions(sizes, pixels).to(self.device)
-        self.trained = self.parameters[self.trained_at]
-        self.gradient = torch.zeros_like(self.trained)
-        self.all_reduce = AllReduce(self.gradient)
-        self.optimizer: Sgd | AdamW = Sgd(self.trained, self.gradient)
+        self.exchange = Exchange(self.parameters[self.trained_at])
+        self.trained, gradient = self.exchange.parameters, self.exchange.gradient
+        mine = self.trained[self.exchange.part], self.exchange.reduced
+        self.optimizer: Sgd | AdamW = Sgd(*mine)
         if training.optimizer == "adamw":
-            self.optimizer = AdamW(self.trained, self.gradient, weight_decay=training.weight_decay)
+            steps = self.epoch * self.steps
+            self.optimizer = AdamW(*mine, weight_decay=training.weight_decay, steps=steps)
         # A worker alone needs no gradient for plain SGD: the step adds it to the parameters.
         self.alone = self.world_size == 1 and training.optimizer == "sgd"
-        into = self.trained if self.alone else self.gradient
+        into = self.trained if self.alone else gradient
         self.step = Step((len(pixels), *sizes[1:]), self.trained, into)
         self.deform: Deform | None = None
         if training.deform:
             self.deform = Deform(image.height, image.width, training.deform, self.device)
-        self.epoch, self.metrics = 0, list[dict[str, float]]()
-        if state := self._find_state(job):
-            self.epoch = state.epoch
-            self.model.load_state_dict(state.model)
-            self.trained.copy_(self.parameters[self.trained_at])
+        if state:
             for name, tensor in self.optimizer.state().items():
-                tensor.copy_(state.optimizer[name])
+                tensor.copy_(state.optimizer[name][self.exchange.part])
 
     def _find_state(self, job: Job) -> checkpoints.State | None:
         """The checkpoint to go on from: rank 0's choice, as others may see the storage later."""
@@ -116,10 +121,10 @@ class Worker:
         return found[0]
 
     def state(self) -> checkpoints.State:
-        """All that is needed to go on from here, on any device."""
-        return checkpoints.State(
-            self.epoch, _on_cpu(self.model.state_dict()), _on_cpu(self.optimizer.state())
-        )
+        """All that is needed to go on from here, on any device; for all workers at once."""
+        optimizer = self.optimizer.state().items()
+        whole = {name: self.exchange.join(part) for name, part in optimizer}
+        return checkpoints.State(self.epoch, _on_cpu(self.model.state_dict()), _on_cpu(whole))
 
     def run_epoch(self) -> dict[str, float]:
         """One pass over `train`, then `val`; returns the line for metrics.jsonl.
@@ -177,7 +182,6 @@ class Worker:
         targets = torch.zeros(self.num_classes, len(block.labels), device=self.device)
         targets.scatter_(0, block.labels[None], 1.0)
         logits = torch.empty_like(targets)
-        steps = math.ceil(self.train.rows / self.training.batch_size)
         batches = zip(
             block.parts,
             block.images.flatten(1).split(block.rows),
@@ -185,10 +189,11 @@ class Worker:
             logits.split(block.rows, 1),
             strict=True,
         )
-        for number, (part, images, target, out) in enumerate(batches, self.epoch * steps + done):
+        first = self.epoch * self.steps + done
+        for number, (part, images, target, out) in enumerate(batches, first):
             rate = learning_rate(
                 number,
-                steps=self.training.epochs * steps,
+                steps=self.training.epochs * self.steps,
                 peak=self.training.learning_rate,
                 schedule=self.training.schedule,
             )
@@ -200,8 +205,9 @@ class Worker:
             # Gradients are sums over this rank's rows by the size of the global batch: they add up
             # over ranks to those of the mean, also where the ranks' rows differ in number.
             self.step(images, target, out, 1 / part.total)
-            self.all_reduce(self.gradient)
+            self.exchange.reduce()
             self.optimizer.step(rate)
+            self.exchange.gather()
         return logits
 
     def _first_bad(self, logits: Tensor, block: Block) -> int:

@@ -18,7 +18,7 @@ def test_the_numbers_are_those_of_torch_also_after_a_restart(kind: str) -> None:
     states = list[dict[str, torch.Tensor]]()
     for number in range(6):
         optimizer = (
-            AdamW(parameters, gradient, weight_decay=0.1)
+            AdamW(parameters, gradient, weight_decay=0.1, steps=number)
             if kind == "adamw"
             else Sgd(parameters, gradient)
         )
