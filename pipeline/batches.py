@@ -2,9 +2,10 @@
 
 A global batch is the same rows whatever the number of workers; each takes its slice. A split that
 fits the memory allowed lies on the device whole, and an epoch's order is any order of its rows. A
-larger one is streamed by windows of as many shards as fill half of that memory, while the next
-window is read: an epoch's order is then any order of the shards, and of the rows in each window.
-Either way every row comes once an epoch, and the order follows from the seed and the epoch alone.
+larger one is streamed by windows of one shard, of two, and soon of as many as fill half of that
+memory, while the next window is read: an epoch's order is then any order of the shards, and of the
+rows in each window. Either way every row comes once an epoch, and the order follows from the seed
+and the epoch alone.
 """
 
 from __future__ import annotations
@@ -124,15 +125,15 @@ class Batches:
         if self._whole:
             yield self._whole
             return
-        groups = list[list[FileEntry]]()
-        room = 0
+        groups, size, room = list[list[FileEntry]](), 0, 0
         number = len(self._shards)
         for index in range(number) if random is None else torch.randperm(number, generator=random):
             shard = self._shards[int(index)]
             assert shard.rows is not None
             if not groups or shard.rows > room:
                 groups.append([])
-                room = self._window_rows
+                # Of one shard at first, so that an epoch begins soon; then twice as large each.
+                size = room = min(self._window_rows, 2 * size or shard.rows)
             groups[-1].append(shard)
             room -= shard.rows
         with ThreadPoolExecutor(1) as pool:

@@ -105,17 +105,18 @@ def test_the_order_follows_from_the_seed_and_the_epoch(
     assert len({order(3, 0), order(3, 1), order(4, 0)}) == 3
 
 
-def test_a_streamed_shuffle_mixes_the_rows_of_as_many_shards_as_fit_half_of_the_memory(
+def test_a_streamed_shuffle_mixes_a_shard_then_two_then_as_many_as_fit_half_of_the_memory(
     stored: tuple[Storage, DatasetManifest],
 ) -> None:
     split = rows(torch.from_numpy(read_split(*stored, "train").images))
     shard = {row: number // ROWS_PER_SHARD for number, row in enumerate(split)}
     order = rows(torch.cat(global_batches(stored, STREAMED, seed=3)))
-    first = [shard[row] for row in order[: 2 * ROWS_PER_SHARD]]
-    assert len(set(first)) == 2
-    assert first != sorted(first)
-    assert first != sorted(first, reverse=True)
-    assert len({shard[row] for row in order[: 4 * ROWS_PER_SHARD]}) == 4
+    numbers = [shard[row] for row in order]
+    assert len(set(numbers[:ROWS_PER_SHARD])) == 1
+    window = numbers[ROWS_PER_SHARD : 3 * ROWS_PER_SHARD]
+    assert len(set(window)) == 2
+    assert window != sorted(window)
+    assert window != sorted(window, reverse=True)
 
 
 def test_waiting_for_data_is_counted(stored: tuple[Storage, DatasetManifest]) -> None:
