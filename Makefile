@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow bench-train lint
+.PHONY: run test test-slow bench-train bench-serve lint
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
 
-test: .venv/ready
+test: .venv/ready $(addprefix .venv-others/,triton/ready kserve/ready)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/ready
@@ -17,6 +17,9 @@ bench-train: .venv/ready
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.bench.train
 
+bench-serve: .venv/ready $(addprefix .venv-others/,mlserver/ready litserve/ready bentoml/ready)
+	$(BIN)/python -m tests.bench.serve
+
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -25,4 +28,16 @@ lint: .venv/ready
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv .venv || { echo "On Debian, venv is a package of its own: apt install python3-venv"; exit 2; }
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[sample,test]'
+	@touch $@
+
+# Others' clients and servers, each in a venv of its own, as their needs conflict with ours.
+NEEDS_triton := tritonclient[grpc]==2.69.0
+NEEDS_kserve := kserve==0.21.0
+NEEDS_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
+NEEDS_litserve := litserve==0.2.19 onnxruntime==1.31.1
+NEEDS_bentoml := bentoml==1.4.38 onnxruntime==1.31.1
+
+.venv-others/%/ready:
+	$(PYTHON) -m venv .venv-others/$*
+	.venv-others/$*/bin/pip install --quiet '$(subst $() ,' ',$(NEEDS_$*))'
 	@touch $@

@@ -12,14 +12,19 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
+import httpx
 import tyro
 
 from pipeline.contract import SettingError, UserError
 from pipeline.registry import find_model
 from pipeline.storage import Storage
-from serving.settings import ServerSettings, checked
+from serving import edge
+from serving.settings import AppSettings, ServerSettings, checked
 
 APP = "default"
 
@@ -45,34 +50,60 @@ def serve_until_stopped(settings: ServerSettings) -> None:
     """Serves until a signal raises KeyboardInterrupt; then ends what it started."""
     app_settings = checked(settings)
     port = _free_port(settings.host, settings.port)
+    grpc_port = None
+    if settings.grpc_port is not None:
+        grpc_port = _free_port(settings.host, settings.grpc_port)
+    with TemporaryDirectory(prefix="serving-") as folder:
+        # Of a cluster that runs already, those who started it have said how it serves.
+        if not os.environ.get("RAY_ADDRESS"):
+            max_body_bytes = app_settings.max_body_bytes
+            os.environ.update(edge.environment(Path(folder), max_body_bytes=max_body_bytes))
+        _serve(app_settings, settings.host, port, grpc_port)
+
+
+def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -> None:
     # These take two seconds, which no --help and no wrong setting need wait for.
     from ray import serve
 
     from pipeline import cluster
     from serving.app import LOGGING, build_app
+    from serving.rpc import SERVICER
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster.connected():
         # Ray has put its own handler in the place of ours.
         _stop_on_signals()
-        cluster.require(cpus=app_settings.num_replicas)
+        cluster.require(cpus=settings.num_replicas)
         if serve.status().proxies:
             raise SettingError(
                 "The Ray cluster at RAY_ADDRESS runs Serve already. Use serve deploy "
                 "infra/serve.yaml there, or unset RAY_ADDRESS for a server of its own."
             )
+        grpc_options = {"port": grpc_port, "grpc_servicer_functions": [SERVICER]}
         try:
-            serve.start(http_options={"host": settings.host, "port": port}, logging_config=LOGGING)
-            serve.run(build_app(app_settings), name=APP)
-            _announce(
-                find_model(Storage(settings.root), settings.model).ref,
-                f"http://{settings.host}:{port}",
+            serve.start(
+                http_options={"host": host, "port": port},
+                grpc_options=grpc_options if grpc_port else None,
+                logging_config=LOGGING,
             )
+            serve.run(build_app(settings), name=APP)
+            _wait_until_ready(f"http://{host}:{port}/v2/health/ready")
+            model = find_model(Storage(settings.root), settings.model).ref
+            _announce(model, f"http://{host}:{port}", f"{host}:{grpc_port}" if grpc_port else None)
             _wait_for_signal()
             serve.delete(APP)
         finally:
             if os.environ.get("RAY_ADDRESS"):
                 serve.shutdown()
+
+
+def _wait_until_ready(url: str) -> None:
+    """Serve says that an application runs a moment before its requests find their way to it."""
+    while True:
+        with suppress(httpx.HTTPError):
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        time.sleep(0.05)
 
 
 def _wait_for_signal() -> None:
@@ -83,8 +114,8 @@ def _wait_for_signal() -> None:
         pass
 
 
-def _announce(model: str, url: str) -> None:
-    print(f"serving {model} at {url}", flush=True)
+def _announce(model: str, url: str, grpc: str | None) -> None:
+    print(f"serving {model} at {url}{f' and grpc://{grpc}' if grpc else ''}", flush=True)
     print(
         f"Try: curl --data-binary @digit.png {url}/predict (Ctrl-C stops the server; "
         "what it logs is under /tmp/ray/session_latest/logs/serve)",
@@ -97,9 +128,11 @@ def _free_port(host: str, port: int) -> int:
 
     Ray's proxies share ports, so without this a second server would take half of the requests.
     """
+    if port == 0:
+        return edge.free_port(host)
     try:
-        with socket.create_server((host, port)) as probe:
-            return int(probe.getsockname()[1])
+        with socket.create_server((host, port)):
+            return port
     except OSError as error:
         raise SettingError(
             f"Cannot listen at --host {host} --port {port}: {error.strerror}. "

@@ -1,8 +1,9 @@
 """Dynamic batching by rows: what waits while the model is busy runs together in its next call.
 
 An idle model answers a lone request at once; no timer ever waits for company. Knows nothing of
-HTTP or Ray. Belongs to one event loop; the model runs in one thread, and onnxruntime lets go of
-the GIL, so the loop reads and writes requests meanwhile.
+HTTP or Ray. Belongs to one event loop. A call of few rows takes less time than handing it to a
+thread, so the loop makes it itself, once it has read all that has come; larger ones run in one
+thread, and onnxruntime lets go of the GIL, so the loop reads and writes requests meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from pipeline.contract import Predictions, join
 from serving.errors import Overloaded
 from serving.protocol import Images
 from serving.statistics import Statistics
+
+INLINE_ROWS = 16
 
 
 @dataclass(eq=False)
@@ -50,7 +54,7 @@ class Batcher:
     """Calls `model` with at most `max_batch_rows` images at a time, first come, first served.
 
     A request with more rows takes several calls. `model` maps uint8 (N, height, width) to N
-    predictions; what it raises reaches the callers that had rows in that batch, and no others.
+    predictions; what it raises reaches the callers alone whose rows it raises for.
     """
 
     def __init__(
@@ -59,14 +63,18 @@ class Batcher:
         *,
         max_batch_rows: int,
         max_queue_rows: int,
+        inline_rows: int = INLINE_ROWS,
     ) -> None:
+        """A call of at most `inline_rows` is made by the event loop."""
         self._model = model
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
+        self._inline_rows = inline_rows
         self._queue: deque[_Request] = deque()
+        self._alone: deque[_Slice] = deque()
         self._waiting_rows = 0
         self.statistics = Statistics()
-        self._pump: asyncio.Task[None] | None = None
+        self._working = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @property
@@ -81,10 +89,12 @@ class Batcher:
         """
         self._admit(len(images))
         arrived_ns = time.perf_counter_ns()
-        request = _Request(images, asyncio.get_running_loop().create_future(), arrived_ns)
+        loop = asyncio.get_running_loop()
+        request = _Request(images, loop.create_future(), arrived_ns)
         self._queue.append(request)
-        if self._pump is None:
-            self._pump = asyncio.create_task(self._run())
+        if not self._working:
+            self._working = True
+            loop.call_soon(self._work, loop)
         outcome = self.statistics.fail
         try:
             predictions = await request.answer
@@ -107,27 +117,51 @@ class Batcher:
             )
         self._waiting_rows += rows
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Calls the model until nothing waits, or goes on when its thread is done."""
         while batch := self._take():
             started_ns = time.perf_counter_ns()
             for piece in batch:
                 if piece.start == 0:
                     self.statistics.queue.add(started_ns - piece.request.arrived_ns)
-            try:
-                predictions = await loop.run_in_executor(self._thread, self._call, batch)
-            except Exception as error:
-                for piece in batch:
-                    if not piece.request.answer.done():
-                        piece.request.answer.set_exception(error)
-            else:
-                rows = sum(piece.stop - piece.start for piece in batch)
-                self.statistics.add_batch(rows, time.perf_counter_ns() - started_ns)
-                _deliver(batch, predictions)
-        self._pump = None
+            if sum(piece.stop - piece.start for piece in batch) > self._inline_rows:
+                future = loop.run_in_executor(self._thread, self._call, batch)
+                future.add_done_callback(partial(self._go_on, loop, batch, started_ns))
+                return
+            self._answer(batch, started_ns, partial(self._call, batch))
+        self._working = False
+
+    def _go_on(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[_Slice],
+        started_ns: int,
+        future: asyncio.Future[Predictions],
+    ) -> None:
+        self._answer(batch, started_ns, future.result)
+        self._work(loop)
+
+    def _answer(
+        self, batch: list[_Slice], started_ns: int, result: Callable[[], Predictions]
+    ) -> None:
+        try:
+            predictions = result()
+        except Exception as error:
+            if len(batch) > 1:
+                # Each again by itself, so that one cannot fail its neighbours.
+                self._alone.extend(batch)
+            elif not (answer := batch[0].request.answer).done():
+                answer.set_exception(error)
+        else:
+            self.statistics.add_batch(
+                len(predictions.prediction), time.perf_counter_ns() - started_ns
+            )
+            _deliver(batch, predictions)
 
     def _take(self) -> list[_Slice]:
         """The next batch; empty when nothing waits."""
+        if self._alone:
+            return [self._alone.popleft()]
         batch: list[_Slice] = []
         room = self._max_batch_rows
         while self._queue and room:
@@ -143,7 +177,7 @@ class Batcher:
         return batch
 
     def _call(self, batch: list[_Slice]) -> Predictions:
-        """One call of the model, in its thread."""
+        """One call of the model."""
         images = batch[0].images if len(batch) == 1 else np.concatenate([s.images for s in batch])
         predictions = self._model(images)
         assert len(predictions.prediction) == len(images)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving import encoding
@@ -25,13 +25,18 @@ async def read_body(request: Request, settings: AppSettings) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared[:20]) > bound:
         raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bound:
+    chunks, size = list[bytes](), 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        if (size := size + len(chunks[-1])) > bound:
             raise too_large
+        more = message.get("more_body", False)
     packed = request.headers.get("content-encoding", "identity")
-    return encoding.decode(bytes(body), packed, max_bytes=bound)
+    return encoding.decode(b"".join(chunks), packed, max_bytes=bound)
 
 
 async def read_files(request: Request, settings: AppSettings) -> list[bytes]:

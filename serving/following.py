@@ -18,6 +18,7 @@ from pipeline.predictor import Predictor
 from pipeline.registry import find_model, versions
 from pipeline.storage import Storage
 from serving.batching import Batcher
+from serving.errors import ModelUnknown, short
 from serving.settings import AppSettings
 
 POLL_S = 1.0
@@ -67,6 +68,16 @@ class Following:
                 except Exception as older_error:
                     logging.getLogger(__name__).warning("%s", older_error)
             raise
+
+    def find(self, name: str = "", version: str = "") -> Served:
+        """What is served now, for the whole of a request; ModelUnknown where it names another."""
+        model = self.served.model
+        if (name or model.name, version or model.version) != (model.name, model.version):
+            what = f"version {short(version)} of {name}" if name == model.name else short(name)
+            raise ModelUnknown(
+                f"Model {what} is not served here. Ask for {model.name}, version {model.version}."
+            )
+        return self.served
 
     async def follow(self) -> None:
         """Follows the alias until it is cancelled."""

@@ -9,7 +9,9 @@ from pydantic_core import to_json
 
 from pipeline.contract import Predictions
 from pipeline.manifest import ModelManifest
-from serving.protocol import DATATYPES, InferRequest, Json
+from serving.protocol import DATATYPES, InferRequest, Json, Output
+
+_WORDS = {np.dtype(name): word for name, word in DATATYPES.items()}
 
 
 class Reply(NamedTuple):
@@ -28,27 +30,47 @@ def build_reply(model: ModelManifest, request: InferRequest, predictions: Predic
         answer["parameters"] = {"caveat": model.caveat}
     outputs, binary = [], list[bytes]()
     for wanted in request.outputs:
-        values = getattr(predictions, wanted.name)
-        tensor: Json = {"name": wanted.name}
-        if wanted.num_classes:
-            names = _best(values, model.image.class_names, wanted.num_classes)
-            tensor |= {"shape": [len(names), len(names[0])], "datatype": "BYTES"}
-            data: Any = [name for row in names for name in row]
-        else:
-            tensor |= {"shape": list(values.shape), "datatype": DATATYPES[values.dtype.name]}
-            data = values
+        name, datatype, shape, data = tensor(model, wanted, predictions)
+        output: Json = {"name": name, "datatype": datatype, "shape": shape}
         if wanted.binary:
-            binary.append(_bytes(data))
-            tensor["parameters"] = {"binary_data_size": len(binary[-1])}
+            binary.append(to_bytes(data))
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
-            tensor["data"] = data.ravel().tolist() if isinstance(data, np.ndarray) else data
-        outputs.append(tensor)
+            output["data"] = data.ravel().tolist() if isinstance(data, np.ndarray) else data
+        outputs.append(output)
     answer["outputs"] = outputs
     # Writes 10,000 floats in 0.9 ms, where json takes 6.7 ms.
     header = to_json(answer)
     if not any(output.binary for output in request.outputs):
         return Reply(header, None)
     return Reply(b"".join([header, *binary]), len(header))
+
+
+class Tensor(NamedTuple):
+    """An output as it is sent: numbers, or strings in row-major order."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: np.ndarray[tuple[int, ...], np.dtype[Any]] | list[str]
+
+
+def tensor(model: ModelManifest, wanted: Output, predictions: Predictions) -> Tensor:
+    """What was asked for of the predictions: their values, or the names of the best classes."""
+    values = getattr(predictions, wanted.name)
+    if not wanted.num_classes:
+        return Tensor(wanted.name, _WORDS[values.dtype], list(values.shape), values)
+    names = _best(values, model.image.class_names, wanted.num_classes)
+    data = [name for row in names for name in row]
+    return Tensor(wanted.name, "BYTES", [len(names), len(names[0])], data)
+
+
+def to_bytes(data: np.ndarray[tuple[int, ...], np.dtype[Any]] | list[str]) -> bytes:
+    """Little-endian numbers, or strings each after its length as uint32."""
+    if isinstance(data, np.ndarray):
+        return data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
+    encoded = (name.encode() for name in data)
+    return b"".join(len(name).to_bytes(4, "little") + name for name in encoded)
 
 
 def _best(
@@ -63,11 +85,3 @@ def _best(
         [f"{value}:{index}:{class_names[index]}" for value, index in zip(*row, strict=True)]
         for row in zip(values, order, strict=True)
     ]
-
-
-def _bytes(data: Any) -> bytes:
-    """Little-endian numbers, or strings each after its length as uint32."""
-    if isinstance(data, np.ndarray):
-        return data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
-    encoded = (name.encode() for name in data)
-    return b"".join(len(name).to_bytes(4, "little") + name for name in encoded)

@@ -1,4 +1,7 @@
-"""Infer requests of the Open Inference Protocol -> arrays: JSON, binary tensors, raw pixels."""
+"""Infer requests of the Open Inference Protocol -> arrays: JSON, binary tensors, raw pixels.
+
+`Request` is what every form of a request is brought into, and `check` what each must then pass.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ from serving.protocol import DATATYPES, Images, InferRequest, Output
 Parameters: TypeAlias = dict[str, bool | int | float | str]
 
 
-class _Body(BaseModel):
+class Words(BaseModel):
+    """Base of the objects of a request."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class _Input(_Body):
+class Input(Words):
     name: str
     shape: list[int]
     datatype: str
@@ -30,16 +35,19 @@ class _Input(_Body):
     parameters: Parameters = {}
 
 
-class _Output(_Body):
+class WantedOutput(Words):
     name: str
     parameters: Parameters = {}
 
 
-class _Request(_Body):
-    inputs: list[_Input]
+class Request(Words):
+    inputs: list[Input]
     id: str | None = None
+    model_name: str | None = None
+    """What the address says already; KServe's client repeats it."""
+    model_version: str | None = None
     parameters: Parameters = {}
-    outputs: list[_Output] | None = None
+    outputs: list[WantedOutput] | None = None
 
 
 def parse_request(
@@ -56,6 +64,16 @@ def parse_request(
             "Send the length of the JSON part."
         )
     request = _parse_json(body[:size] if size < len(body) else body)
+    return check(request, memoryview(body)[size:], model, max_rows=max_rows)
+
+
+def check(
+    request: Request, binary: memoryview, model: ModelManifest, *, max_rows: int
+) -> InferRequest:
+    """What a request asks of this model, its binary tensors being these bytes.
+
+    Raises RequestInvalid or PayloadTooLarge where it is not one to run.
+    """
     if [given.name for given in request.inputs] != [INPUT]:
         names = ", ".join(short(given.name) for given in request.inputs[:3]) or "none"
         raise RequestInvalid(f"Inputs are {names}, but the model takes one: send {INPUT!r} alone.")
@@ -67,7 +85,7 @@ def parse_request(
         )
     _check_shape(image.shape, model.image.shape, max_rows=max_rows)
     return InferRequest(
-        images=_images(image, memoryview(body)[size:]),
+        images=_images(image, binary),
         outputs=_wanted(request, model),
         id=request.id,
     )
@@ -118,9 +136,9 @@ def parse_json(body: bytes) -> Any:
         raise RequestInvalid(f"The body is not JSON: {error}. Send UTF-8 JSON.") from None
 
 
-def _parse_json(body: bytes) -> _Request:
+def _parse_json(body: bytes) -> Request:
     try:
-        return _Request.model_validate(parse_json(body))
+        return Request.model_validate(parse_json(body))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, problem["loc"]))
@@ -144,7 +162,7 @@ def _check_shape(shape: list[int], image: tuple[int, int], *, max_rows: int) -> 
         )
 
 
-def _images(image: _Input, binary: memoryview) -> Images:
+def _images(image: Input, binary: memoryview) -> Images:
     """The tensor, from its JSON or from what follows the JSON; a view of the latter."""
     declared = image.parameters.get("binary_data_size")
     if declared is None:
@@ -189,7 +207,7 @@ def _is_pixel(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= PIXEL_MAX and value == int(value)
 
 
-def _wanted(request: _Request, model: ModelManifest) -> tuple[Output, ...]:
+def _wanted(request: Request, model: ModelManifest) -> tuple[Output, ...]:
     """The outputs to send: the ones asked for, in that order, or all."""
     known = [spec.name for spec in model.outputs]
     every = _flag(request.parameters, "binary_data_output", default=False)
@@ -214,7 +232,7 @@ def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
     return value
 
 
-def _num_classes(output: _Output) -> int:
+def _num_classes(output: WantedOutput) -> int:
     value = output.parameters.get("classification", 0)
     if type(value) is not int or value < 0 or (value and output.name != PROBABILITIES):
         raise RequestInvalid(

@@ -6,29 +6,32 @@ Only here does anything know of HTTP, and `STATUS` is the one table from error t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from typing import Any, TypeAlias
 
 import numpy as np
-from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.contract import Predictions
 from pipeline.manifest import ModelManifest
-from serving import errors, images, keys, protocol, v1
+from serving import errors, images, keys, openapi, protocol, v1
 from serving.bodies import json_length, read_body, read_files, respond, respond_json
-from serving.errors import ModelUnknown, RequestError, Unauthorized, short
+from serving.errors import RequestError, Unauthorized, short
 from serving.following import Following, Served
 from serving.protocol import JSON_LENGTH, Json
 from serving.replies import build_reply
 from serving.requests import parse_raw, parse_request
 from serving.settings import AppSettings
+
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 STATUS: dict[type[RequestError], int] = {
     errors.RequestInvalid: 400,
@@ -52,12 +55,12 @@ def build_routes(
     following: Following,
     settings: AppSettings,
     background: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
-) -> Starlette:
+) -> ASGIApp:
     """The ASGI application that answers for what is served; `background` runs while it does."""
     routes = _Routes(following, settings)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(work()) for work in background]
         yield
         for task in tasks:
@@ -65,60 +68,82 @@ def build_routes(
 
     name = "/v2/models/{name}"
     paths = (name, name + "/versions/{version}")
-    app = Starlette(
-        routes=[
-            Route("/v2", routes.server),
-            Route("/v2/", routes.server),
-            Route("/v2/health/live", routes.live),
-            Route("/v2/health/ready", routes.ready),
-            Route("/v2/models/stats", routes.stats),
-            Route("/v2/repository/index", routes.index, methods=["POST"]),
-            *(Route(path, routes.model) for path in paths),
-            *(Route(f"{path}/ready", routes.model_ready) for path in paths),
-            *(Route(f"{path}/config", routes.config) for path in paths),
-            *(Route(f"{path}/stats", routes.stats) for path in paths),
-            *(Route(f"{path}/infer", routes.infer, methods=["POST"]) for path in paths),
-            Route("/v1/models", routes.v1_models),
-            Route("/v1/models/{name}:predict", routes.v1_predict, methods=["POST"]),
-            Route("/v1/models/{name}", routes.model_ready),
-            Route("/predict", routes.predict, methods=["POST"]),
-            *(Route(path, _page(name)) for path, name in PAGE.items()),
-        ],
-        exception_handlers={
-            RequestError: routes.refused,
-            HTTPException: _no_route,
-            ClientDisconnect: _gone,
-            Exception: _failed,
-        },
+    # Tried in this order.
+    addresses: list[tuple[str, str, Handler]] = [
+        *(("POST", f"{path}/infer", routes.infer) for path in paths),
+        ("GET", "/v2", routes.server),
+        ("GET", "/v2/", routes.server),
+        ("GET", "/v2/health/live", routes.live),
+        ("GET", "/v2/health/ready", routes.ready),
+        ("GET", "/v2/models/stats", routes.stats),
+        ("POST", "/v2/repository/index", routes.index),
+        *(("GET", path, routes.model) for path in paths),
+        *(("GET", f"{path}/ready", routes.model_ready) for path in paths),
+        *(("GET", f"{path}/config", routes.config) for path in paths),
+        *(("GET", f"{path}/stats", routes.stats) for path in paths),
+        ("GET", "/v1/models", routes.v1_models),
+        ("POST", "/v1/models/{name}:predict", routes.v1_predict),
+        ("GET", "/v1/models/{name}", routes.model_ready),
+        ("POST", "/predict", routes.predict),
+        ("GET", "/openapi.json", routes.openapi),
+        *(("GET", path, _page(name)) for path, name in PAGE.items()),
+    ]
+    router = Router(
+        [Route(path, _Endpoint(handler), methods=[method]) for method, path, handler in addresses],
+        # A redirect counts as an error with clients of the protocol.
+        redirect_slashes=False,
         lifespan=lifespan,
-        middleware=[Middleware(_Gate, digests=settings.api_keys, refused=routes.refused)],
     )
-    # A redirect counts as an error with clients of the protocol.
-    app.router.redirect_slashes = False
-    return app
+    return _Application(router, following, settings.api_keys)
 
 
-class _Gate:
-    """Lets in who has a key, where there are keys; health and the page are open to all."""
+class _Application:
+    """Lets in who has a key, where there are keys, and gives every error its one form.
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        digests: tuple[str, ...],
-        refused: Callable[[Request, Exception], Awaitable[Response]],
-    ) -> None:
-        self._app, self._digests, self._refused = app, digests, refused
+    Starlette's own application and its wrappers of handlers take as long as the routes themselves.
+    """
+
+    def __init__(self, router: Router, following: Following, digests: tuple[str, ...]) -> None:
+        self._router, self._following, self._digests = router, following, digests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._admits(scope):
-            await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._router(scope, receive, send)
             return
-        error = Unauthorized("This server wants an API key. Send Authorization: Bearer KEY.")
-        response = await self._refused(Request(scope), error)
+        # Where it is there, the router raises what it would else answer as plain text.
+        scope["app"] = self
+        try:
+            if self._digests and scope["path"] not in OPEN:
+                self._admit(scope)
+            await self._router(scope, receive, send)
+            return
+        except RequestError as error:
+            self._following.served.batcher.statistics.errors[type(error).__name__] += 1
+            response = _error(STATUS[type(error)], str(error))
+        except HTTPException as error:
+            response = _no_route(scope["method"], error)
+        except ClientDisconnect:
+            response = _error(400, "The client left before its request was whole.")
+        except Exception:
+            request_id = Headers(scope=scope).get("x-request-id", "")
+            logging.getLogger(__name__).exception("request %s failed", short(request_id))
+            response = _error(500, "The server failed on this request. Its log says why.")
         await response(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
-        return not self._digests or keys.valid(keys.sent_key(scope["headers"]), self._digests)
+    def _admit(self, scope: Scope) -> None:
+        if not keys.valid(keys.sent_key(scope["headers"]), self._digests):
+            raise Unauthorized("This server wants an API key. Send Authorization: Bearer KEY.")
+
+
+class _Endpoint:
+    """A handler as an ASGI application."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(Request(scope, receive))
+        await response(scope, receive, send)
 
 
 class _Routes:
@@ -134,6 +159,10 @@ class _Routes:
 
     async def ready(self, request: Request) -> Response:
         return respond_json(request, {"ready": True})
+
+    async def openapi(self, request: Request) -> Response:
+        keys = bool(self._settings.api_keys)
+        return respond_json(request, openapi.document(self._following.served.model, keys=keys))
 
     async def index(self, request: Request) -> Response:
         return respond_json(request, protocol.repository_index(self._following.served.model))
@@ -202,23 +231,8 @@ class _Routes:
         answers = [_describe(model, shown, predictions, k) for k, shown in enumerate(pictures)]
         return respond_json(request, {"predictions": answers} | named)
 
-    async def refused(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
-        self._following.served.batcher.statistics.errors[type(error).__name__] += 1
-        return _error(STATUS[type(error)], str(error))
-
     def _served(self, request: Request) -> Served:
-        """What is served now, for the whole of a request; ModelUnknown where it names another."""
-        served = self._following.served
-        model = served.model
-        name = request.path_params.get("name", model.name)
-        version = request.path_params.get("version", model.version)
-        if (name, version) != (model.name, model.version):
-            what = short(name) if name != model.name else f"version {short(version)} of {name}"
-            raise ModelUnknown(
-                f"Model {what} is not served here. Ask for {model.name}, version {model.version}."
-            )
-        return served
+        return self._following.find(**request.path_params)
 
 
 async def _read(data: bytes, model: ModelManifest) -> images.Shown:
@@ -240,7 +254,7 @@ def _describe(
     }
 
 
-def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
+def _page(name: str) -> Handler:
     """The route of a file of the drawing page, which loads nothing from elsewhere."""
     content = (files("serving") / "web" / name).read_bytes()
     headers = {
@@ -259,21 +273,12 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"error": message}, status, headers or HEADERS.get(status))
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _no_route(method: str, error: HTTPException) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        message = f"This address does not take {short(request.method)}. Send {allowed}."
+        message = f"This address does not take {short(method)}. Send {allowed}."
         return _error(405, message, {"Allow": allowed})
     return _error(
         error.status_code,
         "There is nothing at this address. POST a picture to /predict, or see /v2 for more.",
     )
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    return _error(400, "The client left before its request was whole.")
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _error(500, "The server failed on this request. Its log says why.")

@@ -66,6 +66,8 @@ class ServerSettings(AppSettings):
     """Address to listen on; another than loopback needs --api-keys."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    grpc_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port for gRPC, which is not served without it; 0 takes a free one."""
 
     @field_validator("host")
     @classmethod

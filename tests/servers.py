@@ -23,7 +23,12 @@ class Server:
     model: ModelManifest
 
     def url(self, path: str) -> str:
-        return self.line.split(" at ")[1].strip() + path
+        return self.line.split()[3] + path
+
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT of gRPC, where it was asked for."""
+        return self.line.split("grpc://")[1].strip()
 
 
 def serving(*flags: object) -> Command:

@@ -1,0 +1,185 @@
+"""Serving beside its peers on one machine, 16 connections: `make bench-serve`. About 12 minutes.
+
+    MNIST_DIR=... make bench-serve          # with MNIST_DIR, a folder of MNIST's files
+
+Every server gets the same model file and the same bytes, one after the other, in rounds; each has
+one process and one thread for the model. Each answer is checked. Prints a table, and one line of
+JSON last, of which each ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.predictor import Predictor
+from pipeline.registry import find_model, folder
+from pipeline.storage import Storage
+from serving.edge import free_port
+
+ROUNDS = 5
+SECONDS = 4.0
+CONNECTIONS = 16
+PACE = 0.5
+"""Of bare uvicorn's rate: the load at which latencies are compared."""
+MODEL = "mnist/production"
+PATH = "/v2/models/mnist/infer"
+HERE = Path(__file__).parent
+PEERS = Path(".venv-others").absolute()
+LOADS = {"json1": 1, "bytes1": 1, "bytes64": 64, "bytes1024": 1024}
+JSON_ONLY = ("mlserver", "litserve", "bentoml")
+
+
+def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
+    """Of each load the file of a request, and of what its answer must hold."""
+    shape = (max(LOADS.values()), *predictor.model.image.shape)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    files = {}
+    for kind, rows in LOADS.items():
+        expected = predictor.predict(images[:rows]).prediction
+        if kind == "json1":
+            tensor = {"name": "image", "shape": [1, *shape[1:]], "datatype": "UINT8"}
+            body = json.dumps({"inputs": [tensor | {"data": images[0].ravel().tolist()}]}).encode()
+            head, answer = "Content-Type: application/json", f'"data":[{expected[0]}]'.encode()
+        else:
+            body, answer = images[:rows].tobytes(), expected.tobytes()
+            head = "Inference-Header-Content-Length: 0"
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n{head}\r\nContent-Length: {len(body)}"
+        files[kind] = (into / kind, into / f"{kind}.answer")
+        files[kind][0].write_bytes(head.encode() + b"\r\n\r\n" + body)
+        files[kind][1].write_bytes(answer)
+    return files
+
+
+def commands(root: str, model_file: str, scratch: Path, port: int) -> dict[str, list[str]]:
+    """How each server is started at a port."""
+    python, address = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port", str(port)]
+    settings = {"name": "mnist", "implementation": "serve_mlserver.Model"}
+    server = {"host": "127.0.0.1", "http_port": port, "parallel_workers": 0, "debug": False}
+    server |= {"grpc_port": free_port("127.0.0.1"), "metrics_endpoint": None}
+    (scratch / "model-settings.json").write_text(
+        json.dumps(settings | {"parameters": {"uri": model_file}})
+    )
+    (scratch / "settings.json").write_text(json.dumps(server))
+    return {
+        "ours": [*python, "serving", "--root", root, "--model", MODEL, "--port", str(port)],
+        "uvicorn": [*python, "tests.bench.serve_uvicorn", root, MODEL, str(port)],
+        "mlserver": [str(PEERS / "mlserver/bin/mlserver"), "start", str(scratch)],
+        "litserve": [
+            str(PEERS / "litserve/bin/python"),
+            str(HERE / "serve_litserve.py"),
+            model_file,
+            str(port),
+            PATH,
+        ],
+        "bentoml": [str(PEERS / "bentoml/bin/bentoml"), "serve", "serve_bentoml:Service", *address],
+    }
+
+
+@contextmanager
+def server(name: str, root: str, model_file: str) -> Iterator[tuple[int, float]]:
+    """The port of a server that answers, and the seconds it took from its command to that."""
+    port = free_port("127.0.0.1")
+    with tempfile.TemporaryDirectory() as scratch:
+        command = commands(root, model_file, Path(scratch), port)[name]
+        env = os.environ | {"MODEL_FILE": model_file}
+        if name in JSON_ONLY:
+            env |= {"PYTHONPATH": str(HERE), "PATH": f"{PEERS / name}/bin:{os.environ['PATH']}"}
+        started = time.perf_counter()
+        with (
+            Path(scratch, "log").open("w") as log,
+            subprocess.Popen(
+                command, env=env, stdout=log, stderr=log, start_new_session=True
+            ) as process,
+        ):
+            try:
+                wait(port, process, Path(scratch, "log"))
+                yield port, time.perf_counter() - started
+            finally:
+                os.killpg(process.pid, signal.SIGINT)
+
+
+def wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the server answers at all: a GET of the address of predictions is refused by each."""
+    url = f"http://127.0.0.1:{port}{PATH}"
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url, timeout=10)
+        except urllib.error.HTTPError as error:
+            if error.code in (404, 405):
+                return
+        except OSError:
+            if process.poll() is not None:
+                break
+        time.sleep(0.1)
+    sys.exit(f"The server does not answer:\n{log.read_text()}")
+
+
+def load(port: int, files: tuple[Path, Path], rate: float = 0.0) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.bench.load", "127.0.0.1", port, *files, CONNECTIONS]
+    command += [SECONDS, rate]
+    done = subprocess.run(
+        [str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True
+    )
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def main() -> None:
+    source = os.environ.get("MNIST_DIR")
+    if not source:
+        sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
+    results: dict[tuple[str, str], list[dict[str, float]]] = {}
+    starts = list[float]()
+    names = ("uvicorn", "ours", *JSON_ONLY)
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as scratch:
+        train = [sys.executable, "-m", "pipeline", "run", "--root", root, "--data.source", source]
+        subprocess.run(train, check=True)
+        storage = Storage(root)
+        model = find_model(storage, MODEL)
+        model_file = f"{root}/{folder(model.name, model.version)}/model.onnx"
+        files = requests(Predictor(storage, model), Path(scratch))
+        for _ in range(ROUNDS):
+            for name in names:
+                with server(name, root, model_file) as (port, took):
+                    if name == "ours":
+                        starts.append(took)
+                    for kind in ("json1",) if name in JSON_ONLY else LOADS:
+                        results.setdefault((name, kind), []).append(load(port, files[kind]))
+                    if name not in JSON_ONLY:
+                        rate = PACE * results["uvicorn", "json1"][-1]["rate"]
+                        paced = load(port, files["json1"], rate)
+                        results.setdefault((name, "paced"), []).append(paced)
+
+    table = Table("server", "load", "requests/s", "p50 ms", "p99 ms", "rate of each round")
+    for (name, kind), rounds in results.items():
+        figures = [f"{median(r[what] for r in rounds):,.2f}" for what in ("rate", "p50", "p99")]
+        table.add_row(name, kind, *figures, "  ".join(f"{r['rate']:,.0f}" for r in rounds))
+    Console(width=120).print(table)
+
+    def ratio(kind: str, peer: str, what: str = "rate") -> float:
+        pairs = zip(results["ours", kind], results[peer, kind], strict=True)
+        return round(median(ours[what] / other[what] for ours, other in pairs), 4)
+
+    ratios = {f"json1_vs_{p}": ratio("json1", p) for p in names if p in JSON_ONLY}
+    ratios |= {f"{kind}_vs_uvicorn": ratio(kind, "uvicorn") for kind in LOADS}
+    ratios |= {"p99_vs_uvicorn": ratio("paced", "uvicorn", "p99"), "start_s": median(starts)}
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
