@@ -7,7 +7,7 @@ BIN := .venv/bin
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
 
-test: .venv/ready $(addprefix .venv-others/,triton/ready kserve/ready)
+test: .venv/ready $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/ready
@@ -33,6 +33,7 @@ lint: .venv/ready
 # Others' clients and servers, each in a venv of its own, as their needs conflict with ours.
 NEEDS_triton := tritonclient[grpc]==2.69.0
 NEEDS_kserve := kserve==0.21.0
+NEEDS_schemathesis := schemathesis==4.32.5 pillow==12.0.0
 NEEDS_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
 NEEDS_litserve := litserve==0.2.19 onnxruntime==1.31.1
 NEEDS_bentoml := bentoml==1.4.38 onnxruntime==1.31.1

@@ -151,6 +151,8 @@ class Export(ForcedStage):
 
     run: str
     """The run, as `train` printed it."""
+    uint8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The first layer's weights as uint8, for a product in integers: a model version of its own."""
 
 
 class Evaluate(ForcedStage):

@@ -50,7 +50,7 @@ RULES = (
     ),
     (405, "{ method CONNECT }", "This server is no proxy."),
     (
-        501,
+        405,
         "!{ method GET HEAD POST PUT PATCH DELETE OPTIONS TRACE }",
         "The server knows no such method.",
     ),
@@ -80,6 +80,8 @@ RULES = (
 )
 """Status, condition and message of what is refused before its body is read."""
 
+ALLOW = 'hdr allow "GET, POST"'
+
 PRIVATE_HEADERS = (
     "x-request-timeout-seconds",
     "x-request-disconnect-disabled",
@@ -100,6 +102,8 @@ def environment(folder: Path, *, max_body_bytes: int) -> dict[str, str]:
     """
     metrics, stats, fallback, fallback_grpc = (str(free_port("127.0.0.1")) for _ in range(4))
     return {
+        # Ray makes its workers nicer than others by 15, so they wait where all cores are busy.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.app.middlewares",
@@ -192,7 +196,7 @@ def _rules(max_body: str) -> str:
         body = json.dumps({"error": message % values})
         lines.append(
             f"http-request return status {status} content-type application/json "
-            f"string '{body}' if {condition % values}"
+            f"string '{body}' {ALLOW if status == 405 else ''} if {condition % values}"
         )
     # Without the whole of a body it could not be sent again.
     lines.append(f"http-request wait-for-body time {REQUEST_TIMEOUT_S}s")

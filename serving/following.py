@@ -98,7 +98,8 @@ class Following:
             self._refuse(version, error)
 
     def _refuse(self, version: str, error: Exception) -> None:
-        refused = Refused(version, str(error))
+        # Clients read the reason, and need not know where this server keeps its models.
+        refused = Refused(version, str(error).replace(f"{self._storage.name()}/", ""))
         if refused != self.refused:
             logging.getLogger(__name__).error("version %r is refused: %s", version, error)
         self.refused = refused

@@ -1,7 +1,7 @@
 """The OpenAPI document of the server, for the model that it serves: GET /openapi.json.
 
-Of requests for predictions it describes those with one image in JSON, whose sizes a schema can
-state; the protocol's documents describe batches and binary tensors.
+Of requests for predictions it describes those with one image, whose sizes a schema can state; the
+protocol's documents describe batches and binary tensors, and the README forms of several pictures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def document(model: ModelManifest, *, keys: bool) -> Json:
     image = model.image
     named: Json = {"model_name": _string(), "model_version": _string()}
     picture = {kind: {"schema": _binary()} for kind in ("image/png", "image/jpeg")}
-    form = _object({"image": {"type": "array", "items": _binary(), "minItems": 1}})
     described = _described(image)
     paths: Json = {
         "/v2": {"get": _operation("Server metadata", _any())},
@@ -47,11 +46,11 @@ def document(model: ModelManifest, *, keys: bool) -> Json:
         ),
         "/predict": {
             "post": _operation(
-                "The class of a picture, or of several as the files of a form",
-                {"anyOf": [_object(described | named), _object({"predictions": _any()} | named)]},
+                "The class of a picture",
+                _object(described | named) | {"additionalProperties": True},
                 *BODY,
                 422,
-                body={**picture, "multipart/form-data": {"schema": form}},
+                body=picture,
             )
         },
     }
@@ -118,13 +117,14 @@ def _v2(image: ImageSpec) -> Json:
         "data": _pixels(image),
     }
     request = _object({"inputs": {"type": "array", "items": _object(tensor), **_length(1)}})
-    request["properties"]["id"] = _string()
+    request["properties"]["id"] = {"type": ["string", "null"]}
     return request
 
 
 def _v1(image: ImageSpec) -> Json:
-    instances = {"type": "array", "items": _pixels(image), "minItems": 1, "maxItems": 4}
-    return _object({"instances": instances})
+    instances = {"type": "array", "items": _pixels(image), "minItems": 1}
+    # Clients of TensorFlow Serving send more, such as signature_name.
+    return _object({"instances": instances}) | {"additionalProperties": True}
 
 
 def _described(image: ImageSpec) -> Json:
@@ -148,7 +148,12 @@ def _length(length: int) -> Json:
 
 
 def _object(properties: dict[str, Any]) -> Json:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _any() -> Json:

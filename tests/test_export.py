@@ -11,9 +11,17 @@ from pipeline import predictor, reference, registry
 from pipeline.checkpoints import load_model
 from pipeline.config import Export
 from pipeline.contract import ModelRejected
-from pipeline.export import check_contract, check_parity, export, to_onnx
+from pipeline.export import (
+    ROUNDED,
+    check_accuracy,
+    check_contract,
+    check_parity,
+    export,
+    to_onnx,
+)
 from pipeline.manifest import read_file
 from pipeline.model import Classifier
+from pipeline.quantize import quantize
 from pipeline.shards import read_split
 from tests.conftest import Artifacts
 
@@ -102,3 +110,24 @@ def test_triton_is_told_the_tensors_without_the_batch(artifacts: Artifacts) -> N
     assert 'name: "image" data_type: TYPE_UINT8 dims: [ 12, 10 ]' in text
     assert 'name: "probabilities" data_type: TYPE_FP32 dims: [ 3 ]' in text
     assert 'name: "prediction" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] }' in text
+
+
+def test_weights_as_uint8_predict_nearly_the_same(artifacts: Artifacts) -> None:
+    settings = Export(root=artifacts.root, run=artifacts.run.run, uint8=True)
+    model = export(settings)
+    assert model.version != artifacts.model.version
+    assert 0 < model.parity_max_difference <= ROUNDED.difference
+    assert model.outputs == artifacts.model.outputs
+    assert export(settings) == model
+
+
+def test_weights_that_uint8_spoils_are_not_published(artifacts: Artifacts) -> None:
+    """One weight so large that all others of its unit are rounded to 0."""
+    classifier = Classifier(load_model(artifacts.storage, artifacts.run)).eval()
+    with torch.no_grad():
+        classifier.mlp.layers[0].weight[:, 0] = 1e4  # type: ignore[operator]
+    session = predictor.open_session(quantize(to_onnx(classifier, artifacts.run)))
+    val = read_split(artifacts.storage, artifacts.dataset, "val")
+    val.images[:, 0, 0] = 0
+    with pytest.raises(ModelRejected, match="Export without --uint8"):
+        check_accuracy(session, classifier, val)

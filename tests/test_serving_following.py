@@ -107,6 +107,7 @@ def test_what_cannot_be_served_is_refused_with_a_reason(
         assert following.served.model == first
         assert following.refused is not None
         assert reason in following.refused.reason
+        assert storage.root not in following.refused.reason
     publish(storage, scale=3.0)
     look(following)
     assert following.served.model.version != first.version

@@ -32,7 +32,7 @@ from pipeline.storage import Storage
 from serving.edge import free_port
 
 ROUNDS = 5
-SECONDS = 4.0
+SECONDS = 3.0
 CONNECTIONS = 16
 PACE = 0.5
 """Of bare uvicorn's rate: the load at which latencies are compared."""
@@ -111,6 +111,10 @@ def server(name: str, root: str, model_file: str) -> Iterator[tuple[int, float]]
                 yield port, time.perf_counter() - started
             finally:
                 os.killpg(process.pid, signal.SIGINT)
+                try:
+                    process.wait(8)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -104,7 +107,7 @@ REFUSED: dict[str, tuple[bytes, int | tuple[int, ...]]] = {
     "68 HTTP/2.0": (post(line=f"POST {PATH} HTTP/2.0".encode()), (400, 505)),
     "69 HTTP/1.9": (post(line=f"POST {PATH} HTTP/1.9".encode()), (400, 505)),
     "69 preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 9, (400, 405, 505)),
-    "69 unknown method": (post(line=f"BREW {PATH} HTTP/1.1".encode()), 501),
+    "69 unknown method": (post(line=f"BREW {PATH} HTTP/1.1".encode()), 405),
     "70 CONNECT": (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 405),
     "70 TRACE": (post(line=f"TRACE {PATH} HTTP/1.1".encode()), 405),
     "70 OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", (404, 405)),
@@ -218,6 +221,23 @@ def test_pipelined_requests_are_answered_in_order_until_one_is_bad(server: Serve
     good, bad = post(), post(b"X-A : b\r\n")
     replies = send(server, good * 50 + bad + good * 49)
     assert [reply.status for reply in replies] == [200] * 50 + [400]
+
+
+def test_only_this_machine_can_reach_it(server: Server) -> None:
+    """Its ports, those of its statistics and metrics among them, and its admin socket."""
+    (ingress,) = (line.split() for line in server.command.left() if "haproxy -db" in line)
+    links = [os.readlink(link) for link in Path(f"/proc/{ingress[0]}/fd").iterdir()]
+    rows = [
+        row.split()
+        for name in ("tcp", "tcp6")
+        for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    hosts = [
+        row[1].split(":")[0] for row in rows if f"socket:[{row[9]}]" in links and row[3] == "0A"
+    ]
+    assert hosts == ["0100007F"] * 3
+    admin = Path(ingress[ingress.index("-f") + 1]).with_name("admin.sock")
+    assert stat.S_IMODE(admin.stat().st_mode) == 0o600
 
 
 def test_a_request_has_an_id(server: Server) -> None:

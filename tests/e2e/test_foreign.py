@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,3 +53,25 @@ def test_it_gets_what_it_asks_for(server: Server, expected: Path, client: str) -
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_openapi_document_holds(server: Server) -> None:
+    """schemathesis: each address, with requests that follow the document and that break it."""
+    done = subprocess.run(
+        [
+            REPOSITORY / ".venv-others/schemathesis/bin/schemathesis",
+            "run",
+            server.url("/openapi.json"),
+            "--checks=all",
+            "--max-examples=20",
+            "--seed=0",
+            "--no-color",
+            f"--header=Authorization: Bearer {KEY}",
+        ],
+        timeout=240,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.clients.schema_hooks"},
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stdout

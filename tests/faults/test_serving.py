@@ -18,6 +18,8 @@ from tests.models import STRIPES
 from tests.processes import wait_for
 from tests.servers import Server, started
 
+pytestmark = pytest.mark.slow
+
 CONNECTIONS = 16
 HEALED_S = 20
 PIXELS = np.zeros((64, STRIPES.num_pixels), np.uint8).tobytes()
@@ -128,3 +130,32 @@ def test_a_killed_ingress_comes_back(server: Server) -> None:
             return False
 
     wait_for(answers, timeout_s=HEALED_S)
+
+
+def test_an_overloaded_server_refuses_and_is_well_again(tmp_path: Path) -> None:
+    """Far more at once than its queue may hold: some are told to come again, none is lost."""
+    rows = 1024
+    body = np.zeros((rows, STRIPES.num_pixels), np.uint8).tobytes()
+    path = "/v2/models/stripes/infer"
+
+    async def scenario(server: Server) -> None:
+        async def ask() -> None:
+            for _ in range(10):
+                reply = await http.post(path, content=body, headers=RAW)
+                statuses.append(reply.status_code)
+                if reply.status_code == 503:
+                    assert reply.headers["retry-after"] == "1"
+                    assert list(reply.json()) == ["error"]
+
+        limits = httpx.Limits(max_connections=4 * CONNECTIONS)
+        async with httpx.AsyncClient(base_url=server.url(""), timeout=60, limits=limits) as http:
+            await asyncio.gather(*(ask() for _ in range(4 * CONNECTIONS)))
+            assert set(statuses) == {200, 503}
+            async with asyncio.timeout(10):
+                reply = await http.post(path, content=body, headers=RAW)
+            assert reply.status_code == 200
+
+    statuses = list[int]()
+    flags = ("--max-request-rows", rows, "--max-queue-rows", rows)
+    with started(str(tmp_path), *flags) as server:
+        asyncio.run(scenario(server))
