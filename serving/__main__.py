@@ -20,13 +20,14 @@ from types import FrameType
 import httpx
 import tyro
 
-from pipeline.contract import SettingError, UserError
+from pipeline.contract import ResourcesMissing, SettingError, UserError
 from pipeline.registry import find_model
 from pipeline.storage import Storage
 from serving import edge
 from serving.settings import AppSettings, ServerSettings, checked
 
 APP = "default"
+PATIENCE_S = 60
 
 
 def main() -> int:
@@ -49,15 +50,18 @@ def main() -> int:
 def serve_until_stopped(settings: ServerSettings) -> None:
     """Serves until a signal raises KeyboardInterrupt; then ends what it started."""
     app_settings = checked(settings)
-    port = _free_port(settings.host, settings.port)
-    grpc_port = None
-    if settings.grpc_port is not None:
-        grpc_port = _free_port(settings.host, settings.grpc_port)
-    with TemporaryDirectory(prefix="serving-") as folder:
+    _check_free(settings.host, settings.port)
+    free, free_grpc, *inner = edge.free_ports(settings.host, 6)
+    port, grpc_port = settings.port or free, settings.grpc_port
+    if grpc_port is not None:
+        grpc_port = grpc_port or free_grpc
+        _check_free(settings.host, grpc_port)
+    with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
         # Of a cluster that runs already, those who started it have said how it serves.
-        if not os.environ.get("RAY_ADDRESS"):
-            max_body_bytes = app_settings.max_body_bytes
-            os.environ.update(edge.environment(Path(folder), max_body_bytes=max_body_bytes))
+        if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
+            bound = app_settings.max_body_bytes
+            for name, value in edge.environment(Path(folder), inner, max_body_bytes=bound).items():
+                os.environ.setdefault(name, value)
         _serve(app_settings, settings.host, port, grpc_port)
 
 
@@ -99,11 +103,17 @@ def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -
 
 def _wait_until_ready(url: str) -> None:
     """Serve says that an application runs a moment before its requests find their way to it."""
-    while True:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=5).status_code == 200:
+            # Not by a proxy of the environment, which may not know this machine's addresses.
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
                 return
         time.sleep(0.05)
+    raise ResourcesMissing(
+        f"The model is loaded, but {url} does not answer. Look into "
+        "/tmp/ray/session_latest/logs/serve, and start the server again."
+    )
 
 
 def _wait_for_signal() -> None:
@@ -123,16 +133,13 @@ def _announce(model: str, url: str, grpc: str | None) -> None:
     )
 
 
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0; SettingError where another process listens on it.
+def _check_free(host: str, port: int) -> None:
+    """SettingError where another process listens on the port.
 
     Ray's proxies share ports, so without this a second server would take half of the requests.
     """
-    if port == 0:
-        return edge.free_port(host)
     try:
-        with socket.create_server((host, port)):
-            return port
+        socket.create_server((host, port)).close()
     except OSError as error:
         raise SettingError(
             f"Cannot listen at --host {host} --port {port}: {error.strerror}. "

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from pipeline.contract import SettingError
@@ -95,12 +96,12 @@ REQUEST_ID = "x-request-id"
 _VALID_ID = "^[A-Za-z0-9._-]{1,64}$"
 
 
-def environment(folder: Path, *, max_body_bytes: int) -> dict[str, str]:
+def environment(folder: Path, ports: list[int], *, max_body_bytes: int) -> dict[str, str]:
     """What Ray Serve must find in its environment, before Ray starts, to use the edge.
 
-    `folder` is for HAProxy's files; its ports are free ones of loopback.
+    `folder` is for HAProxy's files, and four `ports` for what is asked on this machine alone.
     """
-    metrics, stats, fallback, fallback_grpc = (str(free_port("127.0.0.1")) for _ in range(4))
+    metrics, stats, fallback, fallback_grpc = map(str, ports)
     return {
         # Ray makes its workers nicer than others by 15, so they wait where all cores are busy.
         "RAY_worker_niceness": "0",
@@ -136,16 +137,22 @@ def environment(folder: Path, *, max_body_bytes: int) -> dict[str, str]:
     }
 
 
-def free_port(host: str) -> int:
-    """A port on which nothing listens, and that no connection is given meanwhile.
+def free_ports(host: str, number: int) -> list[int]:
+    """Ports on which nothing listens, and that no connection is given meanwhile.
 
     Those that systems give to connections begin above these, and Ray makes many connections
     between the choice of a port and its use.
     """
-    for port in random.sample(PORTS, len(PORTS)):
-        with suppress(OSError), socket.create_server((host, port)):
-            return port
-    raise SettingError(f"All ports of {host} from {PORTS.start} to {PORTS.stop - 1} are taken.")
+    found = list(islice((p for p in random.sample(PORTS, len(PORTS)) if _is_free(host, p)), number))
+    if len(found) < number:
+        raise SettingError(f"{host} has no {number} free ports from {PORTS[0]} to {PORTS[-1]}.")
+    return found
+
+
+def _is_free(host: str, port: int) -> bool:
+    with suppress(OSError), socket.create_server((host, port)):
+        return True
+    return False
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from rich.table import Table
 from pipeline.predictor import Predictor
 from pipeline.registry import find_model, folder
 from pipeline.storage import Storage
-from serving.edge import free_port
+from serving.edge import free_ports
 
 ROUNDS = 5
 SECONDS = 3.0
@@ -70,7 +70,7 @@ def commands(root: str, model_file: str, scratch: Path, port: int) -> dict[str, 
     python, address = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port", str(port)]
     settings = {"name": "mnist", "implementation": "serve_mlserver.Model"}
     server = {"host": "127.0.0.1", "http_port": port, "parallel_workers": 0, "debug": False}
-    server |= {"grpc_port": free_port("127.0.0.1"), "metrics_endpoint": None}
+    server |= {"grpc_port": free_ports("127.0.0.1", 1)[0], "metrics_endpoint": None}
     (scratch / "model-settings.json").write_text(
         json.dumps(settings | {"parameters": {"uri": model_file}})
     )
@@ -93,7 +93,7 @@ def commands(root: str, model_file: str, scratch: Path, port: int) -> dict[str, 
 @contextmanager
 def server(name: str, root: str, model_file: str) -> Iterator[tuple[int, float]]:
     """The port of a server that answers, and the seconds it took from its command to that."""
-    port = free_port("127.0.0.1")
+    port = free_ports("127.0.0.1", 1)[0]
     with tempfile.TemporaryDirectory() as scratch:
         command = commands(root, model_file, Path(scratch), port)[name]
         env = os.environ | {"MODEL_FILE": model_file}

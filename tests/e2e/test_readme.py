@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import STAGES
+from serving.edge import free_ports
 from tests.processes import Command, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ README = (REPOSITORY / "README.md").read_text()
 def test_the_commands_run_as_printed(tmp_path: Path) -> None:
     """No mirror answers, as the proxy is none, so they fall back on the sample, as told."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    script = "\n".join(blocks).replace("8000", str(free_port()))
+    script = "\n".join(blocks).replace("8000", str(*free_ports("127.0.0.1", 1)))
     env = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
@@ -43,11 +43,6 @@ def test_the_commands_run_as_printed(tmp_path: Path) -> None:
     assert answer["model_name"] == "mnist-sample"
     assert "no accuracy here is MNIST's" in answer["caveat"]
     wait_for(lambda: command.left() == [])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def test_make_run_is_the_run_that_the_readme_tells_of() -> None:
