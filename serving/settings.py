@@ -32,7 +32,7 @@ class AppSettings(Settings):
     """Images a request."""
     max_queue_rows: int = Field(default=16_384, ge=1)
     """Images that wait in a replica; requests beyond are told to come again."""
-    max_body_mib: int = Field(default=16, ge=1)
+    max_body_mib: int = Field(default=16, ge=1, le=512)
     """MiB a request's body."""
     api_keys: tuple[str, ...] = Field(
         default_factory=lambda: tuple(os.environ.get("PIPELINE_API_KEYS", "").split())
@@ -67,7 +67,7 @@ class ServerSettings(AppSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port for gRPC, which is not served without it; 0 takes a free one."""
+    """Port for gRPC, which is not served without it; 0 takes a free one; needs --api-keys."""
 
     @field_validator("host")
     @classmethod
@@ -76,6 +76,14 @@ class ServerSettings(AppSettings):
         if not loopback and not info.data.get("api_keys"):
             raise ValueError("is open to others, so it needs --api-keys")
         return host
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _check_grpc_port(cls, grpc_port: int | None, info: ValidationInfo) -> int | None:
+        # Whatever the host, Ray's replicas listen for gRPC on all addresses.
+        if grpc_port is not None and not info.data.get("api_keys"):
+            raise ValueError("is open to others, so it needs --api-keys")
+        return grpc_port
 
 
 def _is_address(host: str) -> bool:

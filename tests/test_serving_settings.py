@@ -43,3 +43,9 @@ def test_another_host_than_loopback_needs_keys(host: str) -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
 def test_loopback_needs_none(host: str) -> None:
     ServerSettings(host=host)
+
+
+def test_grpc_needs_keys_on_any_host() -> None:
+    with pytest.raises(SettingError, match="^--grpc-port is 0: .* needs --api-keys"):
+        ServerSettings(grpc_port=0)
+    assert ServerSettings(grpc_port=0, api_keys=(digest(b"secret"),)).grpc_port == 0

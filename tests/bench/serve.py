@@ -1,4 +1,4 @@
-"""Serving beside its peers on one machine, 16 connections: `make bench-serve`. About 12 minutes.
+"""Serving beside its peers on one machine, 16 connections: `make bench-serve`. About 8 minutes.
 
     MNIST_DIR=... make bench-serve          # with MNIST_DIR, a folder of MNIST's files
 
