@@ -59,8 +59,13 @@ def serve_until_stopped(settings: ServerSettings) -> None:
     with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
         # Of a cluster that runs already, those who started it have said how it serves.
         if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
-            bound = app_settings.max_body_bytes
-            for name, value in edge.environment(Path(folder), inner, max_body_bytes=bound).items():
+            needed = edge.environment(
+                Path(folder),
+                inner,
+                max_body_bytes=app_settings.max_body_bytes,
+                num_replicas=app_settings.num_replicas,
+            )
+            for name, value in needed.items():
                 os.environ.setdefault(name, value)
         _serve(app_settings, settings.host, port, grpc_port)
 

@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.edge import leave_core
 from serving.following import Following, check
 from serving.metrics import Metrics
 from serving.routes import build_routes
@@ -34,6 +35,7 @@ class ModelServer(Rpc):
         self.following = Following(settings)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        leave_core()
         background = (self.following.follow, Metrics(self.following).export)
         Direct.replica = build_routes(self.following, self.settings, background)
         return Direct.replica

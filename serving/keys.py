@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -26,14 +26,12 @@ def valid(key: bytes, digests: Sequence[str]) -> bool:
     return sum([hmac.compare_digest(found, known) for known in digests]) > 0
 
 
-def sent_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+def sent_key(headers: Mapping[str, str]) -> bytes:
     """The key of a request: `Authorization: Bearer KEY` or `X-API-Key: KEY`; empty without one."""
-    for name, value in headers:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip()
-        if name == b"x-api-key":
-            return value.strip()
-    return b""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")
+    return key.strip().encode("latin-1")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ CODES: dict[type[RequestError], grpc.StatusCode] = {
     errors.Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
     errors.ModelUnknown: grpc.StatusCode.NOT_FOUND,
     errors.PayloadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotReady: grpc.StatusCode.UNAVAILABLE,
     errors.Overloaded: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -72,6 +73,7 @@ class Rpc:
 
     @_method
     async def ServerReady(self, request: Any) -> Any:
+        self.following.require_ready()
         return pb.ServerReadyResponse(ready=True)
 
     @_method
@@ -81,6 +83,7 @@ class Rpc:
     @_method
     async def ModelReady(self, request: Any) -> Any:
         self.following.find(request.name, request.version)
+        self.following.require_ready()
         return pb.ModelReadyResponse(ready=True)
 
     @_method
@@ -108,9 +111,7 @@ class Rpc:
 
     def admit(self, context: RayServegRPCContext) -> None:
         """Unauthorized where keys are wanted and the call's metadata has none that is valid."""
-        headers = [
-            (key.encode(), str(value).encode()) for key, value in context.invocation_metadata()
-        ]
+        headers = {key: str(value) for key, value in context.invocation_metadata()}
         if self.settings.api_keys and not keys.valid(
             keys.sent_key(headers), self.settings.api_keys
         ):

@@ -22,10 +22,11 @@ from pipeline.contract import Predictions
 from pipeline.predictor import Predictor
 from pipeline.storage import Storage
 from serving import errors, keys
+from serving.asgi import STATUS
 from serving.batching import Batcher
 from serving.following import Following, Served
 from serving.protocol import Images
-from serving.routes import STATUS, build_routes
+from serving.routes import build_routes
 from serving.settings import AppSettings
 from tests.models import STRIPES, publish, stripe
 
@@ -104,6 +105,20 @@ def error(response: Any, status: int) -> str:
 def test_health(client: Client) -> None:
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
+
+
+@pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/stripes/ready"])
+def test_a_model_that_fails_its_self_test_is_not_ready(tmp_path: Path, path: str) -> None:
+    class Nothing(Predictor):
+        def predict(self, images: Images) -> Predictions:
+            raise OSError("the device is gone")
+
+    following = serve(str(tmp_path))
+    broken = Nothing(Storage(str(tmp_path)), following.served.model)
+    following.served = Served(broken, following.served.batcher)
+    response = Client(build_routes(following, settings("unused"))).get(path)
+    assert "fails its self-test" in error(response, 503)
+    assert response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
