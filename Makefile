@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow bench-train bench-serve lint
+.PHONY: run test test-slow bench-train bench-serve soak lint
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
@@ -19,6 +19,9 @@ bench-train: .venv/ready
 
 bench-serve: .venv/ready $(addprefix .venv-others/,mlserver/ready litserve/ready bentoml/ready)
 	$(BIN)/python -m tests.bench.serve
+
+soak: .venv/ready
+	$(BIN)/python -m tests.bench.soak
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -31,11 +31,11 @@ class Command:
         )
 
     @contextmanager
-    def started(self) -> Iterator[subprocess.Popen[str]]:
-        """The running process, whose stderr is shown by pytest; killed if the block fails."""
+    def started(self, *, timeout_s: float = TIMEOUT_S) -> Iterator[subprocess.Popen[str]]:
+        """The running process, whose stderr is shown by pytest; killed after that time."""
         pipe = subprocess.PIPE
         with subprocess.Popen(self.args, stdout=pipe, text=True, env=self.env) as process:
-            watchdog = threading.Timer(TIMEOUT_S, process.kill)
+            watchdog = threading.Timer(timeout_s, process.kill)
             watchdog.start()
             try:
                 yield process

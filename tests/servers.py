@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.manifest import ModelManifest
 from pipeline.storage import Storage
 from tests.models import publish
-from tests.processes import Command
+from tests.processes import TIMEOUT_S, Command
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ def serving(*flags: object) -> Command:
 
 
 @contextmanager
-def started(root: str, *flags: object) -> Iterator[Server]:
+def started(root: str, *flags: object, timeout_s: float = TIMEOUT_S) -> Iterator[Server]:
     """A server of stripes/production in a process of its own, from its ready line on."""
     storage = Storage(root)
     model = publish(storage)
     command = serving("--root", root, "--model", "stripes/production", "--port", "0", *flags)
-    with command.started() as process:
+    with command.started(timeout_s=timeout_s) as process:
         assert process.stdout is not None
         yield Server(command, process, process.stdout.readline(), storage, model)

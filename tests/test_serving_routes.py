@@ -386,6 +386,17 @@ def test_an_overloaded_server_asks_to_come_again(tmp_path: Path) -> None:
     assert response.headers["retry-after"] == "1"
 
 
+def test_what_is_asked_in_vain_is_counted_under_few_names(tmp_path: Path) -> None:
+    following = serve(str(tmp_path))
+    client = Client(build_routes(following, settings("unused")))
+    for number in range(50):
+        client.get(f"/{number}")
+        client.get(f"/v2/models/{number}")
+        client.request(f"M{number}", "/predict")
+    found = following.served.batcher.statistics.errors
+    assert found == {"AddressUnknown": 50, "ModelUnknown": 50, "MethodUnknown": 50}
+
+
 def test_a_bug_shows_no_trace_to_clients(tmp_path: Path) -> None:
     def broken(images: Images) -> Predictions:
         raise OSError("/srv/secret/model.onnx")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 
+from tests.hostile import REQUESTS, addressed
 from tests.models import STRIPES
+from tests.processes import wait_for
 from tests.servers import Server, started
 
 PATIENCE_S = 20
@@ -37,7 +41,9 @@ class Reply:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(str(tmp_path_factory.mktemp("root")), "--max-body-mib", "1") as server:
+    with started(
+        str(tmp_path_factory.mktemp("root")), "--max-body-mib", 1, "--max-request-rows", 16
+    ) as server:
         yield server
 
 
@@ -172,6 +178,20 @@ ANSWERED = {
 }
 
 
+@pytest.mark.parametrize("case", REQUESTS)
+def test_what_no_client_should_send_has_its_status(server: Server, case: str) -> None:
+    request, status = REQUESTS[case]
+    with httpx.Client(timeout=5) as client:
+        reply = client.send(addressed(request, server.url("")))
+        assert reply.status_code == status, reply.text
+        assert reply.headers["content-type"] == "application/json"
+        if status != 200:
+            assert list(reply.json()) == ["error"]
+            assert len(reply.content) < 1024
+            assert reply.headers.get("allow") == ("POST" if status == 405 else None)
+        assert client.get(server.url("/v2/health/live")).json() == {"live": True}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_http_as_it_should_be_is_refused(server: Server, case: str) -> None:
     data, statuses = REFUSED[case]
@@ -245,3 +265,15 @@ def test_a_request_has_an_id(server: Server) -> None:
     (made,) = send(server, post(b"X-Request-ID: a b\r\n"))
     assert given.headers["x-request-id"] == "abc-1"
     assert len(made.headers["x-request-id"]) == 36
+
+
+def test_without_a_replica_it_asks_to_come_again_until_there_is_one(server: Server) -> None:
+    (replica,) = (line.split()[0] for line in server.command.left() if "ServeReplica" in line)
+    os.kill(int(replica), signal.SIGKILL)
+    # HAProxy closes without a word where its kept connection broke and there is no other replica.
+    while not (replies := send(server, GET)):
+        pass
+    (refused,) = replies
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+    assert list(json.loads(refused.body)) == ["error"]
+    wait_for(lambda: send(server, GET)[0].status == 200)
