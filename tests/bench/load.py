@@ -5,7 +5,8 @@
 The request is sent as it stands in its file, headers and all. With RATE 0 each connection sends
 when it has its answer; else requests leave on a schedule of so many a second, and latency
 counts from there. Every answer must have the status 200 and, after its head, hold ANSWER_FILE's
-bytes. Prints requests a second, and the latencies in ms at 50, 99 and 99.9 %.
+bytes, or be 503 with Retry-After. Prints answers a second and their latencies in ms at 50, 99 and
+99.9 %, and how many requests were refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Connection(asyncio.Protocol):
         # Of uvloop, whose transports are not of asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
 
-    def ask(self, request: bytes) -> asyncio.Future[None]:
+    def ask(self, request: bytes) -> asyncio.Future[bool]:
+        """Whether the request was answered, not refused."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
@@ -49,7 +51,9 @@ class Connection(asyncio.Protocol):
         body = bytes(self._buffer[end + 4 :])
         del self._buffer[:]
         if b" 200 " in head[:13] and self._expected in body.replace(b": ", b":"):
-            self._answer.set_result(None)
+            self._answer.set_result(True)
+        elif b" 503 " in head[:13] and b"\r\nretry-after:" in head:
+            self._answer.set_result(False)
         else:
             self._answer.set_exception(AssertionError((head + b"\n" + body)[:500]))
 
@@ -72,13 +76,16 @@ async def run(
     for _ in range(connections):
         _, connection = await loop.create_connection(lambda: Connection(expected), host, port)
         idle.put_nowait(connection)
-    latencies = list[float]()
+    latencies, refused = list[float](), 0
     started = time.perf_counter()
 
     async def ask(due: float) -> None:
+        nonlocal refused
         connection = await idle.get()
-        await connection.ask(request)
-        latencies.append(time.perf_counter() - due)
+        if await connection.ask(request):
+            latencies.append(time.perf_counter() - due)
+        else:
+            refused += 1
         idle.put_nowait(connection)
 
     async def closed() -> None:
@@ -97,7 +104,8 @@ async def run(
     await (scheduled() if rate else asyncio.gather(*(closed() for _ in range(connections))))
     took = time.perf_counter() - started
     p50, p99, p999 = np.quantile(latencies, [0.5, 0.99, 0.999]) * 1000
-    return {"rate": len(latencies) / took, "p50": p50, "p99": p99, "p999": p999}
+    rate = len(latencies) / took
+    return {"rate": rate, "p50": p50, "p99": p99, "p999": p999, "refused": refused}
 
 
 if __name__ == "__main__":

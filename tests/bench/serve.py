@@ -1,10 +1,11 @@
-"""Serving beside its peers on one machine, 16 connections: `make bench-serve`. About 8 minutes.
+"""Serving beside its peers on one machine, 16 connections: `make bench-serve`. About 10 minutes.
 
     MNIST_DIR=... make bench-serve          # with MNIST_DIR, a folder of MNIST's files
 
 Every server gets the same model file and the same bytes, one after the other, in rounds; each has
-one process and one thread for the model. Each answer is checked. Prints a table, and one line of
-JSON last, of which each ratio is the median over rounds.
+one process and one thread for the model. Each answer is checked. Ours is also asked by four times
+the connections, and with weights as uint8. Prints a table, and one line of JSON last, of which each
+ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +44,8 @@ HERE = Path(__file__).parent
 PEERS = Path(".venv-others").absolute()
 LOADS = {"json1": 1, "bytes1": 1, "bytes64": 64, "bytes1024": 1024}
 JSON_ONLY = ("mlserver", "litserve", "bentoml")
+OVERLOAD = 4
+"""Times the connections, with 1,024 images each: four times what the queue holds."""
 
 
 def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
@@ -49,6 +53,7 @@ def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
     shape = (max(LOADS.values()), *predictor.model.image.shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     files = {}
+    into.mkdir()
     for kind, rows in LOADS.items():
         expected = predictor.predict(images[:rows]).prediction
         if kind == "json1":
@@ -65,8 +70,10 @@ def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
     return files
 
 
-def commands(root: str, model_file: str, scratch: Path, port: int) -> dict[str, list[str]]:
-    """How each server is started at a port."""
+def commands(
+    root: str, uint8: str, model_file: str, scratch: Path, port: int
+) -> dict[str, list[str]]:
+    """How each server is started at a port; `uint8` is the model with such weights."""
     python, address = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port", str(port)]
     settings = {"name": "mnist", "implementation": "serve_mlserver.Model"}
     server = {"host": "127.0.0.1", "http_port": port, "parallel_workers": 0, "debug": False}
@@ -75,8 +82,10 @@ def commands(root: str, model_file: str, scratch: Path, port: int) -> dict[str, 
         json.dumps(settings | {"parameters": {"uri": model_file}})
     )
     (scratch / "settings.json").write_text(json.dumps(server))
+    ours = [*python, "serving", "--root", root, "--port", str(port), "--model"]
     return {
-        "ours": [*python, "serving", "--root", root, "--model", MODEL, "--port", str(port)],
+        "ours": [*ours, MODEL],
+        "uint8": [*ours, uint8],
         "uvicorn": [*python, "tests.bench.serve_uvicorn", root, MODEL, str(port)],
         "mlserver": [str(PEERS / "mlserver/bin/mlserver"), "start", str(scratch)],
         "litserve": [
@@ -91,11 +100,11 @@ def commands(root: str, model_file: str, scratch: Path, port: int) -> dict[str, 
 
 
 @contextmanager
-def server(name: str, root: str, model_file: str) -> Iterator[tuple[int, float]]:
+def server(name: str, root: str, uint8: str, model_file: str) -> Iterator[tuple[int, float]]:
     """The port of a server that answers, and the seconds it took from its command to that."""
     port = free_ports("127.0.0.1", 1)[0]
     with tempfile.TemporaryDirectory() as scratch:
-        command = commands(root, model_file, Path(scratch), port)[name]
+        command = commands(root, uint8, model_file, Path(scratch), port)[name]
         env = os.environ | {"MODEL_FILE": model_file}
         if name in JSON_ONLY:
             env |= {"PYTHONPATH": str(HERE), "PATH": f"{PEERS / name}/bin:{os.environ['PATH']}"}
@@ -133,8 +142,10 @@ def wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     sys.exit(f"The server does not answer:\n{log.read_text()}")
 
 
-def load(port: int, files: tuple[Path, Path], rate: float = 0.0) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.bench.load", "127.0.0.1", port, *files, CONNECTIONS]
+def load(
+    port: int, files: tuple[Path, Path], rate: float = 0.0, connections: int = CONNECTIONS
+) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.bench.load", "127.0.0.1", port, *files, connections]
     command += [SECONDS, rate]
     done = subprocess.run(
         [str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True
@@ -147,31 +158,41 @@ def main() -> None:
     source = os.environ.get("MNIST_DIR")
     if not source:
         sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
-    results: dict[tuple[str, str], list[dict[str, float]]] = {}
+    results = defaultdict[tuple[str, str], list[dict[str, float]]](list)
     starts = list[float]()
-    names = ("uvicorn", "ours", *JSON_ONLY)
     with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as scratch:
-        train = [sys.executable, "-m", "pipeline", "run", "--root", root, "--data.source", source]
-        subprocess.run(train, check=True)
+        pipeline = [sys.executable, "-m", "pipeline"]
+        subprocess.run([*pipeline, "run", "--root", root, "--data.source", source], check=True)
         storage = Storage(root)
         model = find_model(storage, MODEL)
+        export = [*pipeline, "export", "--root", root, "--run", model.run, "--uint8"]
+        exported = subprocess.run(export, check=True, stdout=subprocess.PIPE, text=True)
+        uint8 = exported.stdout.strip()
         model_file = f"{root}/{folder(model.name, model.version)}/model.onnx"
-        files = requests(Predictor(storage, model), Path(scratch))
+        files, files_uint8 = (
+            requests(Predictor(storage, found), Path(scratch, found.version))
+            for found in (model, find_model(storage, uint8))
+        )
         for _ in range(ROUNDS):
-            for name in names:
-                with server(name, root, model_file) as (port, took):
+            for name in ("uvicorn", "ours", "uint8", *JSON_ONLY):
+                with server(name, root, uint8, model_file) as (port, took):
+                    asked = files_uint8 if name == "uint8" else files
+                    for kind in ("json1",) if name in JSON_ONLY else LOADS:
+                        results[name, kind].append(load(port, asked[kind]))
+                        assert results[name, kind][-1]["refused"] == 0
+                    if name in ("uvicorn", "ours"):
+                        rate = PACE * results["uvicorn", "json1"][-1]["rate"]
+                        results[name, "paced"].append(load(port, files["json1"], rate))
                     if name == "ours":
                         starts.append(took)
-                    for kind in ("json1",) if name in JSON_ONLY else LOADS:
-                        results.setdefault((name, kind), []).append(load(port, files[kind]))
-                    if name not in JSON_ONLY:
-                        rate = PACE * results["uvicorn", "json1"][-1]["rate"]
-                        paced = load(port, files["json1"], rate)
-                        results.setdefault((name, "paced"), []).append(paced)
+                        many = load(port, files["bytes1024"], connections=OVERLOAD * CONNECTIONS)
+                        results[name, "overload"].append(many)
 
-    table = Table("server", "load", "requests/s", "p50 ms", "p99 ms", "rate of each round")
+    columns = ("server", "load", "requests/s", "p50 ms", "p99 ms", "refused", "rate of each round")
+    table = Table(*columns)
     for (name, kind), rounds in results.items():
         figures = [f"{median(r[what] for r in rounds):,.2f}" for what in ("rate", "p50", "p99")]
+        figures.append(f"{sum(r['refused'] for r in rounds):,}")
         table.add_row(name, kind, *figures, "  ".join(f"{r['rate']:,.0f}" for r in rounds))
     Console(width=120).print(table)
 
@@ -179,7 +200,7 @@ def main() -> None:
         pairs = zip(results["ours", kind], results[peer, kind], strict=True)
         return round(median(ours[what] / other[what] for ours, other in pairs), 4)
 
-    ratios = {f"json1_vs_{p}": ratio("json1", p) for p in names if p in JSON_ONLY}
+    ratios = {f"json1_vs_{p}": ratio("json1", p) for p in JSON_ONLY}
     ratios |= {f"{kind}_vs_uvicorn": ratio(kind, "uvicorn") for kind in LOADS}
     ratios |= {"p99_vs_uvicorn": ratio("paced", "uvicorn", "p99"), "start_s": median(starts)}
     print(json.dumps(ratios))
