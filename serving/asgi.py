@@ -18,7 +18,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from serving import errors, keys
-from serving.errors import AddressUnknown, MethodUnknown, RequestError, Unauthorized, short
+from serving.errors import (
+    AddressUnknown,
+    MethodUnknown,
+    Overloaded,
+    RequestError,
+    Unauthorized,
+    short,
+)
 from serving.following import Following
 
 STATUS: dict[type[RequestError], int] = {
@@ -35,6 +42,9 @@ STATUS: dict[type[RequestError], int] = {
 }
 
 HEADERS = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}
+
+REFUSAL_S = 0.25
+"""How long it takes to refuse for want of room."""
 
 _MODEL = re.compile(r"(/v[12]/models/)([^/:]+)(?:/versions/([^/:]+))?(.*)")
 
@@ -120,6 +130,9 @@ class Application:
             return await handler(Call(headers, query, receive, model, version))
         except RequestError as error:
             self._following.served.batcher.statistics.errors[type(error).__name__] += 1
+            if isinstance(error, Overloaded):
+                # Who is refused asks again at once, and that would take the time of the others.
+                await asyncio.sleep(REFUSAL_S)
             status = STATUS[type(error)]
             more = HEADERS.get(status, {})
             if isinstance(error, MethodUnknown):

@@ -82,12 +82,21 @@ class Batcher:
         """Rows of requests that no call of the model has taken yet."""
         return self._waiting_rows
 
+    def require_room(self, rows: int) -> None:
+        """Overloaded where the queue has no room for so many rows now."""
+        if self._waiting_rows + rows > self._max_queue_rows:
+            raise Overloaded(
+                f"The server is busy: {self._waiting_rows} rows wait, and {rows} more would pass "
+                f"its bound of {self._max_queue_rows}. Send the request again in a second."
+            )
+
     async def predict(self, images: Images) -> Predictions:
         """Predictions of exactly these rows, N >= 1, in order; Overloaded where the queue is full.
 
         The caller may be cancelled: its rows that still wait are then not computed.
         """
-        self._admit(len(images))
+        self.require_room(len(images))
+        self._waiting_rows += len(images)
         arrived_ns = time.perf_counter_ns()
         loop = asyncio.get_running_loop()
         request = _Request(images, loop.create_future(), arrived_ns)
@@ -108,14 +117,6 @@ class Batcher:
     def close(self) -> None:
         """Ends the model's thread, after the call that it is in."""
         self._thread.shutdown(wait=False)
-
-    def _admit(self, rows: int) -> None:
-        if self._waiting_rows + rows > self._max_queue_rows:
-            raise Overloaded(
-                f"The server is busy: {self._waiting_rows} rows wait, and {rows} more would pass "
-                f"its bound of {self._max_queue_rows}. Send the request again in a second."
-            )
-        self._waiting_rows += rows
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Calls the model until nothing waits, or goes on when its thread is done."""

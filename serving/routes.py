@@ -101,8 +101,12 @@ class _Routes:
         return respond_json(call, served.batcher.statistics.json(served.model))
 
     async def infer(self, call: Call) -> Response:
-        served = self._served(call)
-        body, json_bytes = await read_body(call, self._settings), json_length(call)
+        served, json_bytes = self._served(call), json_length(call)
+        if json_bytes is not None:
+            # Of binary tensors the length tells the rows, so none is read in vain.
+            length = int(call.headers.get("content-length", "0")) - json_bytes
+            served.batcher.require_room(length // served.model.image.num_pixels)
+        body = await read_body(call, self._settings)
         max_rows = self._settings.max_request_rows
         if json_bytes == 0:
             binary = "application/json" not in call.headers.get("accept", "")

@@ -374,14 +374,19 @@ def test_statistics_count_requests_and_calls_of_the_model(tmp_path: Path) -> Non
     assert client.get("/v2/models/stats").json()["model_stats"] == [stats]
 
 
-def test_an_overloaded_server_asks_to_come_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_overloaded_server_asks_to_come_again(tmp_path: Path, raw: bool) -> None:
     following = serve(str(tmp_path))
     predictor = following.served.predictor
     batcher = Batcher(predictor.predict, max_batch_rows=4, max_queue_rows=2)
     following.served = Served(predictor, batcher)
     client = Client(build_routes(following, settings("unused")))
-    body = infer_body(np.zeros((3, *STRIPES.shape), np.uint8))
-    response = client.post("/v2/models/stripes/infer", json=body)
+    images = np.zeros((3, *STRIPES.shape), np.uint8)
+    headers = {"Inference-Header-Content-Length": "0"}
+    content: Any = {"content": images.tobytes(), "headers": headers}
+    response = client.post(
+        "/v2/models/stripes/infer", **(content if raw else {"json": infer_body(images)})
+    )
     assert "busy" in error(response, 503)
     assert response.headers["retry-after"] == "1"
 
