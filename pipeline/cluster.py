@@ -101,12 +101,17 @@ def _prepare() -> None:
 
 def results(work: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """The rows that Ray Data makes, as they come; a UserError of a task is raised as itself."""
+    failure = None
     try:
         yield from work.iter_rows()
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
+        if not isinstance(error.cause, UserError):
+            raise
+        failure = error.cause
+    if failure:
+        # Who keeps the error would else keep Ray's frames, and with them actors and their CPUs.
+        del work
+        raise failure
 
 
 def require(*, cpus: int = 0, gpus: int = 0) -> None:

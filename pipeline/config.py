@@ -19,13 +19,17 @@ SAMPLE = "mnist-sample"
 """Name of the data set, and so of the model, that the built-in sample of MNIST makes."""
 
 
+OnBadRow: TypeAlias = Literal["fail", "quarantine"]
+
+
 class Data(Settings):
     flag_prefix = "data."
 
     name: str = "mnist"
-    """Data set: `mnist`, or any name for your own IDX files."""
+    """Data set: mnist, fashion-mnist, kmnist, emnist-SPLIT, or any name for files of your own."""
     source: str | None = None
-    """Folder or URL of the four IDX files, gzipped or not (default: the mirrors of NAME)."""
+    """Folder or URL of the four IDX files, gzipped or not (default: the mirrors of NAME); or a
+    folder of pictures as SPLIT/CLASS/*.png, or of Parquet files by split."""
     on_unreachable: Literal["fail", "sample"] = "fail"
     """Where no mirror answers: fail, or go on with a built-in sample of 5,000 MNIST digits."""
     cache: str = "~/.cache/ray-onnx-pipeline"
@@ -34,6 +38,8 @@ class Data(Settings):
     """Images of `val`: the last of the training files (default: a sixth of them)."""
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Images a Parquet shard."""
+    on_bad_row: OnBadRow = "fail"
+    """Images that are of no use: fail and list them, or quarantine them in a side file."""
 
     @field_validator("name")
     @classmethod
@@ -133,7 +139,7 @@ class ForcedStage(Stage):
 
 
 class Preprocess(ForcedStage):
-    """IDX files -> dataset: checked Parquet shards, with Ray Data. Prints the dataset."""
+    """Images and labels -> dataset: checked Parquet shards, with Ray Data. Prints the dataset."""
 
     data: Data = Data()
 
@@ -172,17 +178,21 @@ class Promote(Stage):
 
 
 class Score(ForcedStage):
-    """Parquet or IDX -> Parquet: predictions for any number of rows, with Ray Data."""
+    """Images -> Parquet: predictions for any number of rows, with Ray Data."""
 
-    input: str
-    """Parquet or IDX file of images, or a split of a dataset: NAME/VERSION/SPLIT."""
+    input: tuple[str, ...] = Field(min_length=1)
+    """Parquet and IDX files, globs, folders of Parquet or of pictures, NAME/VERSION/SPLIT."""
     output: str
     """Folder or URI for the shards of predictions and their manifest."""
     model: str = "mnist/production"
     """Model: NAME/VERSION or NAME/ALIAS."""
     probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write the probability of every class, not that of the predicted one alone."""
-    rows_per_shard: int = Field(default=100_000, ge=1)
+    columns: tuple[str, ...] = ()
+    """Columns of the input to write beside the predictions; pictures have `path`."""
+    on_bad_row: OnBadRow = "fail"
+    """Rows that cannot be scored: fail, or write them with the reason to a side file."""
+    rows_per_shard: int = Field(default=25_000, ge=1)
     """Predictions a Parquet shard."""
     num_workers: int | None = Field(default=None, ge=1)
     """Predictors side by side (default: one for each free CPU of the cluster)."""

@@ -135,7 +135,7 @@ class EvaluationManifest(Manifest):
 
 
 class ScoresManifest(Manifest):
-    """`--output` of scoring: which model scored which input; rows in = rows out, checked."""
+    """`--output` of scoring: which model scored which input; rows in = scored + rejected."""
 
     made_by: ClassVar[str] = "python -m pipeline score"
 
@@ -143,9 +143,11 @@ class ScoresManifest(Manifest):
     model: str
     image: ImageSpec
     probabilities: bool
+    columns: tuple[str, ...]
     rows_per_shard: int
     inputs: tuple[FileEntry, ...]
     rows: int
+    rejected: int = 0
 
 
 M = TypeVar("M", bound=Manifest)
@@ -162,6 +164,11 @@ def write_file(
 ) -> FileEntry:
     """Writes a file of an artifact and returns its entry for the manifest."""
     storage.write(f"{folder}/{path}" if folder else path, data)
+    return describe(path, data, rows=rows)
+
+
+def describe(path: str, data: bytes | pa.Buffer, *, rows: int | None = None) -> FileEntry:
+    """The entry of a file with this content."""
     sha256 = hashlib.sha256(data).hexdigest()
     return FileEntry(path=path, bytes=len(data), sha256=sha256, rows=rows)
 

@@ -1,132 +1,202 @@
-"""IDX files -> dataset: `train`, `val` and `test` as Parquet shards, written by Ray Data.
+"""Images and labels -> dataset: `train`, `val` and `test` as Parquet shards, written by Ray Data.
 
     python -m pipeline preprocess --data.source FOLDER
 
-Ray Data carries the row ranges of shards, not the rows: a task reads its range, writes its shard
-whole or not at all, under a name that the range alone decides, and returns the entry for the
-manifest. So a retried task changes nothing, and memory does not grow with the data.
+All rows are looked at before one is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import json
+import pickle
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import ray.data
 
-from pipeline import cluster, shards
-from pipeline.config import Preprocess
-from pipeline.console import progress, say
+from pipeline import checks, cluster, contact, pieces, shards
+from pipeline.checks import Findings, Hashes
+from pipeline.config import Data, Preprocess
+from pipeline.console import progress, say, warn
 from pipeline.contract import DataError, ImageSpec, SettingError
 from pipeline.manifest import DatasetManifest, FileEntry, commit, digest, find, write_file
+from pipeline.pieces import REJECTED, Made, Piece, Target
+from pipeline.rows import Rows
 from pipeline.sources import Source, open_source
 from pipeline.storage import Storage
+
+
+class Split(NamedTuple):
+    """Rows `start` to `stop` of these become a split."""
+
+    rows: Rows
+    start: int
+    stop: int
 
 
 def preprocess(settings: Preprocess) -> DatasetManifest:
     """Makes the dataset that the settings describe, or finds it, and returns its manifest.
 
-    Raises what `open_source` does, and DataError for labels out of range.
+    Raises what `open_source` does, and DataError for rows that are of no use.
     """
-    storage = Storage(settings.root)
-    source = open_source(settings.data)
-    plan = plan_dataset(source, num_val=settings.data.num_val, rows=settings.data.rows_per_shard)
-    folder = f"datasets/{plan.ref}"
+    storage, data = Storage(settings.root), settings.data
+    source = open_source(data)
+    if (count := len(source.class_names or ())) > checks.MAX_CLASSES:
+        raise DataError(
+            f"{source.name!r} has {count} classes, but labels are uint8: {checks.MAX_CLASSES} at "
+            "most. Join some of them."
+        )
+    splits = _splits(source, data.num_val)
+    version = _version(source, splits, data)
+    folder = f"datasets/{source.name}/{version}"
     if not settings.force and (done := find(storage, folder, DatasetManifest)):
         say(f"dataset {done.ref} is there already")
         return done
-    pieces = list(_pieces(plan, settings.data.rows_per_shard))
     with cluster.connected():
-        cluster.require_shared(storage, folder)
-        for file in source.files.values():
-            cluster.require_seen(file.storage, file.path)
+        for rows in source.splits.values():
+            for part in rows.parts:
+                cluster.require_seen(part.storage, part.entry.path)
         cluster.require(cpus=1)
-        work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
-            _write_shard,  # type: ignore[arg-type]
-            fn_kwargs={"storage": storage, "source": source, "plan": plan},
-        )
-        entries = []
-        with progress("preprocess", total=sum(plan.rows.values())) as show:
-            for entry in cluster.results(work):
-                entries.append(FileEntry(**entry))
-                show(sum(entry.rows or 0 for entry in entries), "images")
-    manifest = plan.model_copy(update={"files": tuple(sorted(entries, key=lambda e: e.path))})
-    commit(storage, folder, manifest)
+        found = _inspect(source, splits, data.rows_per_shard)
+        image = ImageSpec(*source.shape, _class_names(source, found["train"]))
+        quarantine = data.on_bad_row == "quarantine"
+        # The classes may be known only now.
+        for of in found.values():
+            of.refuse_labels(image.num_classes)
+        repeats = checks.repeated(found)
+        sound = not any(of.bad for of in found.values()) and not any(map(len, repeats.values()))
+        checks.require_sound(found, repeats, image.class_names, quarantine=quarantine)
+        with storage.locked(f"{folder}/.lock"):
+            cluster.require_shared(storage, folder)
+            files = pieces.make(
+                _cut(splits, data.rows_per_shard),
+                _write_shards,
+                "preprocess",
+                fn_kwargs={
+                    "target": Target(storage, folder, settings.force),
+                    "image": image,
+                    "repeats": None if sound else repeats,
+                },
+            )
+            source.require_unchanged()
+            manifest = DatasetManifest(
+                name=source.name,
+                version=version,
+                caveat=source.caveat,
+                image=image,
+                rows={split: _num_rows(files, split) for split in splits},
+                source=dict(source.digests),
+                files=files,
+            )
+            manifest = _describe(storage, folder, manifest, found)
+            commit(storage, folder, manifest)
     say(f"dataset {manifest.ref}: {', '.join(f'{n:,} {s}' for s, n in manifest.rows.items())}")
+    if left_out := _num_rows(manifest.files, REJECTED.rstrip("/")):
+        warn(f"{left_out:,} rows were left out; {REJECTED} beside the shards says which and why.")
     return manifest
 
 
-def plan_dataset(source: Source, *, num_val: int | None, rows: int) -> DatasetManifest:
-    """The manifest that a source will have, but for its files: splits, classes and version."""
-    num_train, *shape = source.files["train_images"].contents.shape
-    num_val = num_val or source.num_val or max(1, num_train // 6)
-    if num_val >= num_train:
+def _num_rows(files: Sequence[FileEntry], folder: str) -> int:
+    return sum(entry.rows or 0 for entry in files if entry.path.startswith(f"{folder}/"))
+
+
+def _splits(source: Source, num_val: int | None) -> dict[str, Split]:
+    """The rows of each split; `val` is the last of `train` where it has no files of its own."""
+    whole = {name: Split(rows, 0, rows.num_rows) for name, rows in source.splits.items()}
+    if "val" in whole:
+        return {name: whole[name] for name in ("train", "val", "test")}
+    rows = source.splits["train"]
+    num_val = num_val or source.num_val or max(1, rows.num_rows // 6)
+    if num_val >= rows.num_rows:
         raise SettingError(
-            f"--data.num-val is {num_val}, but there are only {num_train} training images. "
+            f"--data.num-val is {num_val}, but there are only {rows.num_rows} training images. "
             "Leave some to train on."
         )
-    class_names = _class_names(source)
-    digests = {role: file.contents.sha256 for role, file in source.files.items()}
-    return DatasetManifest(
-        name=source.name,
-        version=digest(source.name, digests, class_names, num_val, rows, source.caveat),
-        caveat=source.caveat,
-        image=ImageSpec(shape[0], shape[1], class_names),
-        rows={
-            "train": num_train - num_val,
-            "val": num_val,
-            "test": source.files["test_images"].contents.shape[0],
-        },
-        source=digests,
-    )
+    at = rows.num_rows - num_val
+    return {
+        "train": Split(rows, 0, at),
+        "val": Split(rows, at, rows.num_rows),
+        "test": whole["test"],
+    }
 
 
-def _class_names(source: Source) -> tuple[str, ...]:
-    """Those the source knows, else one for each label there is; every label is checked."""
-    names = source.class_names
-    for split in ("train", "test"):
-        file = source.files[f"{split}_labels"]
-        labels = file.read_rows(0, file.contents.shape[0])
-        highest = int(labels.max())
-        names = names or tuple(str(label) for label in range(max(highest + 1, 2)))
-        if highest >= len(names):
-            raise DataError(
-                f"Label {labels.argmax()} of the {split} files is {highest}, but {source.name!r} "
-                f"has {len(names)} classes: 0 to {len(names) - 1}. Correct the labels."
+def _version(source: Source, splits: dict[str, Split], data: Data) -> str:
+    num_val = splits["val"].stop - splits["val"].start
+    made_by = [source.name, dict(source.digests), source.class_names, num_val, data.rows_per_shard]
+    policy = [] if data.on_bad_row == "fail" else [data.on_bad_row]
+    return digest(*made_by, source.caveat, *policy)
+
+
+def _cut(splits: dict[str, Split], rows_per_shard: int) -> list[Piece]:
+    return [
+        piece
+        for name, split in splits.items()
+        for piece in pieces.cut(
+            *split, split=name, path=f"{name}/part-{{:05}}.parquet", rows_per_shard=rows_per_shard
+        )
+    ]
+
+
+def _inspect(source: Source, splits: dict[str, Split], rows_per_piece: int) -> dict[str, Findings]:
+    """What is found of each split, over all its rows."""
+    found = {name: Findings() for name in splits}
+    parts = _cut(splits, rows_per_piece)
+    options = {"class_names": source.class_names}
+    with progress("check", total=sum(piece.num_rows for piece in parts)) as show:
+        done = 0
+        for result in pieces.over(parts, _inspect_pieces, fn_kwargs=options):
+            found[result["split"]].add(pickle.loads(result["found"]))
+            done += result["rows"]
+            show(done, "rows")
+    return found
+
+
+def _inspect_pieces(
+    item: dict[str, Any], *, class_names: tuple[str, ...] | None
+) -> list[dict[str, Any]]:
+    results = []
+    for piece in pieces.unpacked(item):
+        _, found = checks.inspect(piece.read(), class_names)
+        results.append({"split": piece.split, "rows": piece.num_rows, "found": pickle.dumps(found)})
+    return results
+
+
+def _class_names(source: Source, train: Findings) -> tuple[str, ...]:
+    """Those the source knows, else one for each label of `train`."""
+    return source.class_names or tuple(str(label) for label in range(max(train.highest + 1, 2)))
+
+
+def _write_shards(
+    item: dict[str, Any], *, target: Target, image: ImageSpec, repeats: dict[str, Hashes] | None
+) -> list[dict[str, Any]]:
+    """`repeats` are the images to leave out of each split; None where no row is bad."""
+
+    def make(piece: Piece) -> Made:
+        block = piece.read()
+        if repeats is not None:
+            block, _ = checks.inspect(block, image.class_names)
+            again = checks.is_in(checks.hashed(block.images), repeats[piece.split])
+            block = block.without(
+                {int(row): "the image stands in a later split" for row in np.flatnonzero(again)}
             )
-    assert names
-    return names
+        assert block.labels is not None
+        rows = shards.Split(block.ids, block.images, block.labels.astype(np.uint8))
+        return Made(shards.encode(rows, image), len(block.ids), block.bad)
+
+    return [target.write(piece, make) for piece in pieces.unpacked(item)]
 
 
-def _pieces(plan: DatasetManifest, rows: int) -> Iterator[dict[str, Any]]:
-    """Row ranges of shards: `first_id` counts over all files, `start` within one file."""
-    first_id = 0
-    for split, file, start in (
-        ("train", "train", 0),
-        ("val", "train", plan.rows["train"]),
-        ("test", "test", 0),
-    ):
-        stop = start + plan.rows[split]
-        for number, begin in enumerate(range(start, stop, rows)):
-            end = min(begin + rows, stop)
-            yield {
-                "path": f"{split}/part-{number:05}.parquet",
-                "file": file,
-                "start": begin,
-                "stop": end,
-                "first_id": first_id + begin - start,
-            }
-        first_id += plan.rows[split]
-
-
-def _write_shard(
-    piece: dict[str, Any], *, storage: Storage, source: Source, plan: DatasetManifest
-) -> dict[str, Any]:
-    start, stop, first_id = piece["start"], piece["stop"], piece["first_id"]
-    images = source.files[f"{piece['file']}_images"].read_rows(start, stop)
-    labels = source.files[f"{piece['file']}_labels"].read_rows(start, stop)
-    ids = np.arange(first_id, first_id + stop - start, dtype=np.int64)
-    data = shards.encode(shards.Split(ids, images, labels), plan.image)
-    entry = write_file(storage, f"datasets/{plan.ref}", piece["path"], data, rows=stop - start)
-    return entry.model_dump()
+def _describe(
+    storage: Storage, folder: str, manifest: DatasetManifest, found: dict[str, Findings]
+) -> DatasetManifest:
+    """Writes the summary and the contact sheet beside the shards."""
+    image = manifest.image
+    summary = {name: of.summary(image.class_names, image.num_pixels) for name, of in found.items()}
+    first = shards.read(storage, manifest, manifest.shards("train")[:1])
+    more = (
+        write_file(
+            storage, folder, "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
+        ),
+        write_file(storage, folder, "contact.png", contact.sheet(first, image)),
+    )
+    return manifest.model_copy(update={"files": (*manifest.files, *more)})

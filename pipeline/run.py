@@ -55,7 +55,7 @@ def run(settings: Run) -> str:
             from pipeline.score import score
 
             test, output = f"{dataset.ref}/test", storage.uri(f"scores/{model.ref}")
-            score(Score(root=root, model=model.ref, input=test, output=output, force=force))
+            score(Score(root=root, model=model.ref, input=(test,), output=output, force=force))
     answer = None
     if settings.check_serving:
         with _timed("one prediction over HTTP", times):

@@ -1,28 +1,27 @@
-"""Images -> predictions for any number of rows: Parquet or IDX in, Parquet out, with Ray Data.
+"""Images -> predictions for any number of rows: what `inputs` reads in, Parquet out.
 
     python -m pipeline score --input digits.parquet --output scores/
 
-As in preprocessing, Ray Data carries row ranges. An actor holds a Predictor, reads a range, and
-writes its shard of predictions whole or not at all, under a name that the range alone decides.
+Actors hold a Predictor each, read row ranges, and write a shard of predictions for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
 
-from pipeline import cluster
+from pipeline import cluster, pieces
 from pipeline.config import Score
-from pipeline.console import progress, say
-from pipeline.contract import Predictions, SettingError
-from pipeline.inputs import Input, open_input
-from pipeline.manifest import FileEntry, ScoresManifest, commit, digest, find, write_file
+from pipeline.console import say, warn
+from pipeline.contract import DataError, Predictions, SettingError, join
+from pipeline.inputs import open_input
+from pipeline.manifest import FileEntry, ScoresManifest, commit, digest, find
+from pipeline.pieces import REJECTED, Made, Piece, Target
 from pipeline.predictor import Device, Predictor
 from pipeline.registry import find_model
+from pipeline.rows import Block, Rows
 from pipeline.shards import to_parquet
 from pipeline.storage import Storage
 
@@ -32,9 +31,9 @@ BATCH = 4096
 def score(settings: Score) -> ScoresManifest:
     """Scores every row of the input, or finds it scored, and returns the manifest.
 
-    Columns: `id` int64, `prediction` int64, `confidence` float32, and `probabilities`, a list of
-    float32, when asked. Raises DataError for input that is not images of the model's size, and
-    SettingError where the output holds the scores of something else.
+    Columns: `id` int64, `prediction` int64, `confidence` float32, and when asked `probabilities`, a
+    list of float32, and columns of the input. Raises DataError for input that is not images of the
+    model's size, and SettingError where the output holds the scores of something else.
     """
     storage, output = Storage(settings.root), Storage(settings.output)
     model = find_model(storage, settings.model)
@@ -44,13 +43,14 @@ def score(settings: Score) -> ScoresManifest:
         model=model.ref,
         image=model.image,
         probabilities=settings.probabilities,
+        columns=settings.columns,
         rows_per_shard=settings.rows_per_shard,
         inputs=rows.files,
         rows=rows.num_rows,
     )
     done = find(output, "", ScoresManifest)
     if done and not settings.force:
-        if done.model_copy(update={"files": ()}) == asked:
+        if done.model_copy(update={"files": (), "rejected": 0}) == asked:
             say(f"scores of {done.rows:,} rows are there already")
             return done
         raise SettingError(
@@ -60,48 +60,48 @@ def score(settings: Score) -> ScoresManifest:
     # What is wrong with the model is better said here than by an actor that does not start.
     Predictor(storage, model, device=settings.device)
     with output.locked(".lock"):
-        entries = _score(settings, storage, output, asked, rows)
-        manifest = asked.model_copy(update={"files": tuple(sorted(entries, key=lambda e: e.path))})
-        assert sum(entry.rows or 0 for entry in entries) == rows.num_rows
+        files = _score(settings, storage, output, asked, rows)
+        rows.require_unchanged()
+        rejected = sum(e.rows or 0 for e in files if e.path.startswith(REJECTED))
+        manifest = asked.model_copy(update={"files": files, "rejected": rejected})
+        assert sum(entry.rows or 0 for entry in files) == rows.num_rows
         commit(output, "", manifest)
         for old in done.files if done else ():
-            if old.path not in {entry.path for entry in entries}:
+            if old.path not in {entry.path for entry in files}:
                 output.delete(old.path)
-    say(f"scored {manifest.rows:,} rows into {output.name()}")
+    say(f"scored {manifest.rows - rejected:,} of {manifest.rows:,} rows into {output.name()}")
+    if rejected:
+        warn(f"{rejected:,} rows were not scored; {REJECTED} there says which and why.")
     return manifest
 
 
 def _score(
-    settings: Score, storage: Storage, output: Storage, asked: ScoresManifest, rows: Input
-) -> list[FileEntry]:
+    settings: Score, storage: Storage, output: Storage, asked: ScoresManifest, rows: Rows
+) -> tuple[FileEntry, ...]:
     # Shards of other input, model or settings have other names, so none can be taken for ours.
-    name = f"part-{digest(asked.model_dump(mode='json'))}"
-    pieces = list(_pieces(name, rows.num_rows, settings.rows_per_shard))
+    path = f"part-{digest(asked.model_dump(mode='json'))}-{{:05}}.parquet"
+    size = settings.rows_per_shard
+    parts = pieces.cut(rows, 0, rows.num_rows, split="input", path=path, rows_per_shard=size)
     with cluster.connected():
         cluster.require_shared(output)
-        for file in rows.files:
-            cluster.require_seen(rows.storage, rows.path(file))
-        workers = min(settings.num_workers or cluster.num_free_cpus(), len(pieces))
+        for part in rows.parts:
+            cluster.require_seen(part.storage, part.entry.path)
+        workers = min(settings.num_workers or cluster.num_free_cpus(), len(parts))
         gpus = 1 if settings.device == "cuda" else 0
         cluster.require(cpus=workers, gpus=gpus * workers)
-        work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map(
-            Scorer,  # type: ignore[arg-type]
+        return pieces.make(
+            parts,
+            Scorer,
+            "score",
             fn_constructor_kwargs={
-                "rows": rows,
-                "output": output,
+                "target": Target(output, "", settings.force),
                 "predictor": (storage, asked.model, settings.device),
-                "probabilities": settings.probabilities,
+                "settings": settings,
             },
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=gpus or None,
         )
-        entries: list[FileEntry] = []
-        with progress("score", total=rows.num_rows) as show:
-            for entry in cluster.results(work):
-                entries.append(FileEntry(**entry))
-                show(sum(entry.rows or 0 for entry in entries), "rows")
-    return entries
 
 
 class Scorer:
@@ -110,41 +110,43 @@ class Scorer:
     def __init__(
         self,
         *,
-        rows: Input,
-        output: Storage,
+        target: Target,
         predictor: tuple[Storage, str, Device],
-        probabilities: bool,
+        settings: Score,
     ) -> None:
         storage, model, device = predictor
-        self.rows, self.output, self.probabilities = rows, output, probabilities
+        self.target, self.settings = target, settings
         self.predictor = Predictor(storage, find_model(storage, model), device=device)
 
-    def __call__(self, piece: dict[str, Any]) -> dict[str, Any]:
-        """Scores a row range and returns the entry of its shard."""
-        ids, images = self.rows.read(piece["start"], piece["stop"])
+    def __call__(self, item: dict[str, Any]) -> list[dict[str, Any]]:
+        return [self.target.write(piece, self._score) for piece in pieces.unpacked(item)]
+
+    def _score(self, piece: Piece) -> Made:
+        block = piece.read(self.settings.columns)
+        if block.bad and self.settings.on_bad_row == "fail":
+            examples = "; ".join(f"row {row.id}: {row.reason}" for row in block.bad[:5])
+            raise DataError(
+                f"{len(block.bad):,} of {piece.num_rows:,} rows cannot be scored: {examples}. Mend "
+                "them, or put them aside by --on-bad-row quarantine."
+            )
         batches = [
-            self.predictor.predict(images[start : start + BATCH])
-            for start in range(0, len(images), BATCH)
+            self.predictor.predict(block.images[start : start + BATCH])
+            for start in range(0, max(len(block.images), 1), BATCH)
         ]
-        data = to_parquet(_table(ids, batches, self.probabilities))
-        entry = write_file(self.output, "", piece["path"], data, rows=len(ids))
-        return entry.model_dump()
+        table = _table(block, join(batches), with_all=self.settings.probabilities)
+        return Made(to_parquet(table), len(block.ids), block.bad)
 
 
-def _table(ids: Any, batches: list[Predictions], with_all: bool) -> pa.Table:
-    probabilities = np.concatenate([batch.probabilities for batch in batches])
+def _table(block: Block, found: Predictions, *, with_all: bool) -> pa.Table:
     columns = {
-        "id": pa.array(ids),
-        "prediction": pa.array(np.concatenate([batch.prediction for batch in batches])),
-        "confidence": pa.array(probabilities.max(axis=1)),
+        "id": pa.array(block.ids),
+        "prediction": pa.array(found.prediction),
+        "confidence": pa.array(found.probabilities.max(axis=1)),
     }
     if with_all:
-        flat = pa.array(probabilities.ravel())
-        columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
+        flat = pa.array(found.probabilities.ravel())
+        size = found.probabilities.shape[1]
+        columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, size)
+    for name in block.columns.column_names:
+        columns.setdefault(name, block.columns[name])
     return pa.table(columns)
-
-
-def _pieces(name: str, num_rows: int, rows_per_shard: int) -> Iterator[dict[str, Any]]:
-    for number, start in enumerate(range(0, num_rows, rows_per_shard)):
-        stop = min(start + rows_per_shard, num_rows)
-        yield {"path": f"{name}-{number:05}.parquet", "start": start, "stop": stop}

@@ -1,17 +1,16 @@
-"""Named data sets and folders of IDX files -> four checked files to preprocess.
+"""Named data sets, and folders of IDX files, pictures or Parquet -> the rows to preprocess.
 
-Knows mirrors, checksums, class names and the download cache; knows nothing of datasets or Ray.
-MNIST: LeCun, Cortes, Burges, "MNIST handwritten digit database", 2010. Licence unclear (CC BY-SA
-3.0 by Keras' account), so no data is shipped here: it is downloaded and verified.
+Knows the download cache and how folders are laid out; knows nothing of datasets or Ray.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -20,75 +19,39 @@ from pipeline.config import SAMPLE, Data
 from pipeline.console import warn
 from pipeline.contract import DataError, SettingError, SourceUnreachable
 from pipeline.download import Unreachable, download
+from pipeline.profiles import PROFILES, ROLES, Profile
+from pipeline.rows import Part, Rows, require_one_shape
+from pipeline.rows_idx import IdxFile, IdxRows, open_idx
+from pipeline.rows_parquet import ParquetRows, open_parquet
+from pipeline.rows_pictures import open_pictures, pictures_in
 from pipeline.storage import Storage
 
-ROLES = {
-    "train_images": "train-images-idx3-ubyte",
-    "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
-    "test_labels": "t10k-labels-idx1-ubyte",
-}
-"""The four files of a source, by the names that MNIST gave them."""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What is known of a named data set. `sha256_gz` verifies downloads, `sha256` their content."""
-
-    mirrors: tuple[str, ...]
-    class_names: tuple[str, ...]
-    sha256_gz: Mapping[str, str]
-    sha256: Mapping[str, str]
-
-
-PROFILES = {
-    "mnist": Profile(
-        mirrors=(
-            "https://storage.googleapis.com/cvdf-datasets/mnist",
-            "https://ossci-datasets.s3.amazonaws.com/mnist",
-            "http://yann.lecun.com/exdb/mnist",
-        ),
-        class_names=tuple("0123456789"),
-        sha256_gz={
-            "train_images": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "train_labels": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "test_images": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "test_labels": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        },
-        sha256={
-            "train_images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "train_labels": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            "test_images": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "test_labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        },
-    )
-}
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One IDX file on storage, and what it was found to hold."""
-
-    storage: Storage
-    path: str
-    contents: idx.Idx
-
-    def read_rows(self, start: int, stop: int) -> idx.Array:
-        with self.storage.open(self.path) as file:
-            return idx.read_rows(
-                cast(BinaryIO, file), shape=self.contents.shape, start=start, stop=stop
-            )
+SPLITS = {"train": "train", "val": "val|valid|validation", "test": "test"}
+"""Names of the folders or files of a split."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Four checked files that belong together; `num_val` where the source itself says so."""
+    """Rows of splits that belong together, `train` and `test` at least, and their digests.
+
+    `num_val` rows of `train` are `val`, where the source says so; `class_names` where it knows.
+    """
 
     name: str
-    files: Mapping[str, SourceFile]
+    splits: Mapping[str, Rows]
+    digests: Mapping[str, str]
     class_names: tuple[str, ...] | None = None
     num_val: int | None = None
     caveat: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.splits["train"].shape
+
+    def require_unchanged(self) -> None:
+        """DataError where a file is no longer what was opened."""
+        for rows in self.splits.values():
+            rows.require_unchanged()
 
 
 def open_source(data: Data) -> Source:
@@ -101,7 +64,7 @@ def open_source(data: Data) -> Source:
     if data.source is None and profile is None:
         raise SettingError(
             f"--data.name {data.name!r} is not a data set known here ({', '.join(PROFILES)}). "
-            "Give the folder of its IDX files by --data.source."
+            "Give the folder of its files by --data.source."
         )
     if data.source is not None and not data.source.startswith(("http://", "https://")):
         return _open_folder(data.source, data.name, profile)
@@ -139,7 +102,8 @@ def open_sample(cache: Path) -> Source:
     if not all((folder / file).exists() for file in ROLES.values()):
         _unpack_sample(Storage(str(folder)))
     source = _open_folder(str(folder), SAMPLE, None)
-    return Source(SAMPLE, source.files, PROFILES["mnist"].class_names, num_val=500, caveat=caveat)
+    names = PROFILES["mnist"].class_names
+    return Source(SAMPLE, source.splits, source.digests, names, num_val=500, caveat=caveat)
 
 
 def _unpack_sample(folder: Storage) -> None:
@@ -161,7 +125,11 @@ def _unpack_sample(folder: Storage) -> None:
 
 
 def _download(data: Data, profile: Profile | None, folder: Path) -> None:
-    for role, file in ROLES.items():
+    files = profile.files if profile else ROLES
+    if data.source is None and profile and profile.archive:
+        _unpack(profile, folder)
+        return
+    for role, file in files.items():
         if data.source is None:
             assert profile is not None
             urls, sha256 = [f"{m}/{file}.gz" for m in profile.mirrors], profile.sha256_gz[role]
@@ -172,49 +140,126 @@ def _download(data: Data, profile: Profile | None, folder: Path) -> None:
         download(urls, folder / file, sha256)
 
 
+def _unpack(profile: Profile, folder: Path) -> None:
+    """The four files out of an archive that holds those of several data sets."""
+    if all((folder / file).exists() for file in profile.files.values()):
+        return
+    archive = folder.with_name(f"{profile.archive_sha256[:12]}-{profile.archive}")
+    urls = [f"{mirror}/{profile.archive}" for mirror in profile.mirrors]
+    download(urls, archive, profile.archive_sha256)
+    storage = Storage(str(folder))
+    try:
+        with ZipFile(archive) as members:
+            named = {name.rpartition("/")[2]: name for name in members.namelist()}
+            for file in profile.files.values():
+                storage.write(file, members.read(named[f"{file}.gz"]))
+    except (BadZipFile, KeyError) as error:
+        raise DataError(
+            f"{archive.name} is not what it should be: {error}. Fetch it again."
+        ) from None
+
+
 def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
     storage = Storage(folder)
-    files = {role: _open_file(storage, role) for role in ROLES}
+    paths = storage.files()
+    if not profile and any(path.endswith(".parquet") for path in paths):
+        return _open_parquet(storage, name, paths)
+    if not profile and pictures_in(storage, ""):
+        return _open_pictures(storage, name, pictures_in(storage, ""))
+    return _open_idx(storage, name, profile)
+
+
+def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
+    names = profile.files if profile else ROLES
+    files = {role: _open_file(storage, role, file, names) for role, file in names.items()}
     for split in ("train", "test"):
-        images, labels = (files[f"{split}_{kind}"].contents.shape for kind in ("images", "labels"))
+        images, labels = (files[f"{split}_{kind}"].shape for kind in ("images", "labels"))
         if images[0] != labels[0]:
             raise DataError(
                 f"The {split} files of {name!r} hold {images[0]} images but {labels[0]} labels. "
                 "Give files that belong together."
             )
-    if (a := files["train_images"].contents.shape[1:]) != (
-        b := files["test_images"].contents.shape[1:]
-    ):
-        raise DataError(f"Train images are {a}, but test images are {b}. All must be of one size.")
-    if profile:
-        for role, file in files.items():
-            if file.contents.sha256 != profile.sha256[role]:
-                raise DataError(
-                    f"{file.path} is not {name}'s: its content has sha256 "
-                    f"{file.contents.sha256[:12]}, not {profile.sha256[role][:12]}. Fetch it "
-                    "again, or name your own data set by --data.name."
-                )
-    return Source(name, files, profile.class_names if profile else None)
+    for role, sha256 in (profile.sha256 if profile else {}).items():
+        if (found := files[role].entry.sha256) != sha256:
+            raise DataError(
+                f"{files[role].entry.path} is not {name}'s: its content has sha256 "
+                f"{found[:12]}, not {sha256[:12]}. Fetch it again, or name your own data set by "
+                "--data.name."
+            )
+    transposed, first = (profile.transposed, profile.first_label) if profile else (False, 0)
+    parts = {
+        split: IdxRows(files[f"{split}_images"], files[f"{split}_labels"], transposed, first)
+        for split in ("train", "test")
+    }
+    digests = {role: file.entry.sha256 for role, file in files.items()}
+    names_of_classes = profile.class_names if profile else None
+    return _source(name, {k: [part] for k, part in parts.items()}, digests, names_of_classes)
 
 
-def _open_file(storage: Storage, role: str) -> SourceFile:
-    canonical = ROLES[role]
-    names = (canonical, canonical.replace("-idx", ".idx"))
-    for path in [name + suffix for name in names for suffix in (".gz", "")]:
-        try:
-            with storage.open(path) as file:
-                contents = idx.inspect(
-                    cast(BinaryIO, file),
-                    name=path,
-                    rank=3 if role.endswith("images") else 1,
-                    compressed_bytes=file.size(),
-                )
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise DataError(f"{storage.name(path)} could not be read: {error}.") from None
-        return SourceFile(storage, path, contents)
+def _open_file(storage: Storage, role: str, file: str, names: Mapping[str, str]) -> IdxFile:
+    for name in (file, file.replace("-idx", ".idx")):
+        for path in (f"{name}.gz", name):
+            try:
+                return open_idx(storage, path, rank=3 if role.endswith("images") else 1)
+            except FileNotFoundError:
+                continue
     raise DataError(
-        f"{storage.name()} holds no {canonical}[.gz]. Give a folder with the four files "
-        f"{', '.join(ROLES.values())}, gzipped or not, by --data.source."
+        f"{storage.name()} holds no {file}[.gz]. Give a folder with the four files "
+        f"{', '.join(names.values())}, gzipped or not, or of Parquet, or of pictures as "
+        "SPLIT/CLASS/*.png, by --data.source."
     )
+
+
+def _open_pictures(storage: Storage, name: str, paths: Sequence[str]) -> Source:
+    """SPLIT/CLASS/*.png; the classes are those of all splits, in order of their names."""
+    splits = _by_split(storage, paths)
+    classes = sorted({path.rsplit("/", 2)[-2] for of in splits.values() for path in of})
+    parts = {
+        split: [open_pictures(storage, of[0].split("/")[0], of, classes)]
+        for split, of in splits.items()
+    }
+    digests = {split: part.entry.sha256 for split, (part,) in parts.items()}
+    return _source(name, parts, digests, tuple(classes))
+
+
+def _open_parquet(storage: Storage, name: str, paths: Sequence[str]) -> Source:
+    splits = _by_split(storage, [path for path in paths if path.endswith(".parquet")])
+    # Ids are positions here: those of files may repeat.
+    opened = {
+        split: [replace(open_parquet(storage, path, None), own_ids=False) for path in of]
+        for split, of in splits.items()
+    }
+    for part in (part for parts in opened.values() for part in parts):
+        if not part.labelled:
+            raise DataError(f"{storage.name(part.entry.path)} has no integer column `label`.")
+    digests = {part.entry.path: part.entry.sha256 for of in opened.values() for part in of}
+    first: ParquetRows = opened["train"][0]
+    return _source(name, opened, digests, first.class_names)
+
+
+def _by_split(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Paths under a folder of the split's name, or whose file begins with it."""
+    found = {
+        split: [path for path in paths if re.search(rf"(^|/)({words})[^a-z][^/]*", path)]
+        for split, words in SPLITS.items()
+    }
+    if missing := [split for split in ("train", "test") if not found[split]]:
+        raise DataError(
+            f"{storage.name()} has no files of the split {missing[0]!r}. Name folders or files "
+            "after the splits: train, test, and val if there is one."
+        )
+    return {split: of for split, of in found.items() if of}
+
+
+def _source(
+    name: str,
+    parts: Mapping[str, Sequence[Part]],
+    digests: Mapping[str, str],
+    class_names: tuple[str, ...] | None,
+) -> Source:
+    require_one_shape([part for of in parts.values() for part in of])
+    splits, first = dict[str, Rows](), 0
+    for split in (split for split in SPLITS if split in parts):
+        splits[split] = Rows(tuple(parts[split]), first)
+        first += splits[split].num_rows
+    return Source(name, splits, digests, class_names)

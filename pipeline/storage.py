@@ -14,12 +14,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.contract import StorageError
+
+Stamp: TypeAlias = tuple[int, ...]
+"""Sizes in bytes, and times of the last write in ns."""
 
 
 class Storage:
@@ -91,6 +95,30 @@ class Storage:
         """The whole content; FileNotFoundError where there is no such file."""
         with _explained("read", self.name(path)), self.open(path) as file:
             return bytes(file.read())
+
+    def stamp(self, path: str) -> Stamp:
+        """Of a file, or of all files in a folder: what changes with the content."""
+        with _explained("read", self.name(path)):
+            info = self._fs.get_file_info(self._full(path))
+            infos = self._infos(path) if info.type == fs.FileType.Directory else [info]
+        return tuple(part for i in infos for part in (i.size or 0, i.mtime_ns or 0))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder; on an object store, files under that name."""
+        kind = self._fs.get_file_info(self._full(path)).type
+        return bool(kind == fs.FileType.Directory)
+
+    def files(self, path: str = "") -> list[str]:
+        """The files in a folder and in those within, sorted; empty where there is none."""
+        with _explained("read", self.name(path)):
+            start = len(self._base.rstrip("/")) + 1
+            return [info.path[start:] for info in self._infos(path)]
+
+    def _infos(self, path: str) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
+        infos = self._fs.get_file_info(selector)
+        files = (info for info in infos if info.type == fs.FileType.File)
+        return sorted(files, key=lambda info: info.path)
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Makes `path` hold `data`, atomically and durably, replacing what was there."""

@@ -1,42 +1,16 @@
-"""PNG, JPEG or raw pixels -> the picture that the model is shown. Knows nothing of HTTP.
-
-A picture becomes grey as Pillow's `L` has it (0.299 R + 0.587 G + 0.114 B). Of 16 bits the upper 8
-are taken, of an animation the first frame; a photograph is turned as its EXIF data say.
-"""
+"""PNG, JPEG or raw pixels -> the picture that the model is shown. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from pipeline.contract import ImageSpec
+from pipeline.contract import DataError, ImageSpec
+from pipeline.pictures import grey, is_picture
 from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
 from serving.fitting import fit
 from serving.protocol import Images
-
-PNG = b"\x89PNG\r\n\x1a\n"
-JPEG = b"\xff\xd8\xff"
-PNG_HEADER = struct.Struct(">8x4x4sII")
-"""Signature, length and kind of the first chunk, and, as that is IHDR, width and height."""
-
-MAX_PIXELS = 1 << 24
-
-BROKEN = (
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-)
-"""What Pillow raises for broken pictures."""
 
 
 class Shown(NamedTuple):
@@ -48,76 +22,21 @@ class Shown(NamedTuple):
 
 
 def read(data: bytes, image: ImageSpec) -> Shown:
-    """A PNG or JPEG of any size up to MAX_PIXELS, or the model's raw pixels themselves.
+    """A PNG or JPEG of any size up to a bound, or the model's raw pixels themselves.
 
     Raises UnsupportedMedia for other formats, ImageInvalid for a picture that is broken, too large,
     or blank.
     """
     if not data:
         raise RequestInvalid("The body is empty. Send a PNG, as by curl --data-binary @digit.png.")
-    if data.startswith(PNG):
-        # Checked before Pillow reads on, so no picture that claims to be huge is ever unpacked.
-        _check_size(_size_in_header(data))
-        kind = "PNG"
-    elif data.startswith(JPEG):
-        kind = "JPEG"
-    elif len(data) == image.num_pixels:
+    if is_picture(data):
+        try:
+            return Shown(*fit(grey(data), image))
+        except DataError as error:
+            raise ImageInvalid(str(error)) from None
+    if len(data) == image.num_pixels:
         return Shown(np.frombuffer(data, np.uint8).reshape(image.shape))
-    else:
-        raise UnsupportedMedia(
-            "The body is no PNG and no JPEG. Send the bytes of such a file themselves, as by curl "
-            f"--data-binary @digit.png, or the {image.num_pixels} raw pixels of one image."
-        )
-    try:
-        with _open(data, kind) as picture:
-            _check_size(picture.size)
-            # Without this a file that was cut short or changed on its way may still be decoded.
-            picture.verify()
-        with _open(data, kind) as picture:
-            pixels = _grey(picture)
-    except BROKEN:
-        raise ImageInvalid(f"The {kind} is damaged and cannot be read. Save it again.") from None
-    return Shown(*fit(pixels, image))
-
-
-def _open(data: bytes, kind: str) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=[kind])
-
-
-def _size_in_header(data: bytes) -> tuple[int, int]:
-    try:
-        kind, width, height = PNG_HEADER.unpack_from(data)
-    except struct.error:
-        raise ImageInvalid("The PNG ends within its header. Send the whole file.") from None
-    if kind != b"IHDR":
-        raise ImageInvalid("The PNG does not begin with IHDR. Save it again.")
-    return width, height
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    width, height = size
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ImageInvalid(
-            f"The image is {width} wide and {height} high, but one may have 1 to {MAX_PIXELS:,} "
-            "pixels. Scale it first."
-        )
-
-
-def _grey(picture: Image.Image) -> Images:
-    picture.load()
-    if picture.mode.startswith("I"):
-        return (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-    ImageOps.exif_transpose(picture, in_place=True)
-    if picture.has_transparency_data:
-        picture = _on_ground(picture.convert("RGBA"))
-    return np.array(picture.convert("L"))
-
-
-def _on_ground(picture: Image.Image) -> Image.Image:
-    """What is transparent becomes ground: white where the ink is dark, black where it is light."""
-    alpha = np.asarray(picture.getchannel("A"), np.float32)
-    light = (np.asarray(picture.convert("RGB").convert("L")) * alpha).sum()
-    dark = light < 127.5 * alpha.sum()
-    return Image.alpha_composite(
-        Image.new("RGBA", picture.size, "white" if dark else "black"), picture
+    raise UnsupportedMedia(
+        "The body is no PNG and no JPEG. Send the bytes of such a file themselves, as by curl "
+        f"--data-binary @digit.png, or the {image.num_pixels} raw pixels of one image."
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import idx
 from pipeline.idx import Array
-from pipeline.sources import ROLES
+from pipeline.profiles import ROLES
 
 HEIGHT, WIDTH, CLASSES = 12, 10, 3
 NUM_TRAIN, NUM_TEST = 600, 90

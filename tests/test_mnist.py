@@ -10,8 +10,8 @@ from pipeline.evaluate import evaluate
 from pipeline.export import export
 from pipeline.manifest import DatasetManifest, EvaluationManifest
 from pipeline.preprocess import preprocess
+from pipeline.profiles import PROFILES
 from pipeline.shards import read_split
-from pipeline.sources import PROFILES
 from pipeline.storage import Storage
 from pipeline.train import train
 

@@ -12,8 +12,8 @@ from pipeline import idx
 from pipeline.config import Data, Preprocess
 from pipeline.contract import DataError, SettingError
 from pipeline.preprocess import preprocess
+from pipeline.profiles import ROLES
 from pipeline.shards import Split, encode, pixels, read_shards, read_split
-from pipeline.sources import ROLES
 from pipeline.storage import Storage
 from tests.conftest import Artifacts
 from tests.data import NUM_TRAIN, make_images, write_source
@@ -69,7 +69,7 @@ def test_a_label_of_no_class_is_refused_before_anything_is_written(tmp_path: Pat
     (folder / ROLES["test_labels"]).write_bytes(idx.write(labels))
     settings = Preprocess(root=str(tmp_path / "root"), data=Data(name="bars", source=str(folder)))
     with pytest.raises(
-        DataError, match="Label 17 of the test files is 3, but 'bars' has 3 classes"
+        DataError, match=r"1 rows of test: the label 3 is not one of 0 to 2 \(ids 617"
     ):
         preprocess(settings)
     assert not (tmp_path / "root").exists()

@@ -10,12 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import idx
 from pipeline.config import Score
 from pipeline.contract import ArtifactDamaged, DataError, SettingError
+from pipeline.manifest import ScoresManifest, load
 from pipeline.predictor import Predictor
 from pipeline.score import score
+from pipeline.storage import Storage
 from tests.conftest import Artifacts
 from tests.data import make_images
 
@@ -23,17 +26,18 @@ IMAGES, _ = make_images(50, seed=5)
 
 
 def run(artifacts: Artifacts, source: object, output: Path, **settings: Any) -> pa.Table:
-    """Scores `source` and returns all rows of the shards that the manifest lists."""
+    """Scores a source, or several, and returns all rows of the shards that the manifest lists."""
     asked = Score(
         root=artifacts.root,
         model=artifacts.model.ref,
-        input=str(source),
+        input=source if isinstance(source, tuple) else (str(source),),
         output=str(output),
         **settings,
     )
     manifest = score(asked)
     assert manifest.rows == sum(entry.rows or 0 for entry in manifest.files)
-    return pa.concat_tables([pq.read_table(output / entry.path) for entry in manifest.files])
+    shards = [entry.path for entry in manifest.files if not entry.path.startswith("rejected/")]
+    return pa.concat_tables([pq.read_table(output / path) for path in shards])
 
 
 def parquet(path: Path, **columns: Any) -> Path:
@@ -95,10 +99,13 @@ def test_scoring_again_finds_the_scores_and_other_scores_are_kept(
     ("columns", "message"),
     [
         ({"picture": pa.array([b"x"])}, "column `image` is missing"),
-        ({"image": pa.array([b"x" * 119], pa.binary(119))}, r"is fixed_size_binary\[119\]"),
-        ({"image": pa.array([[1]])}, r"column `image` is list"),
+        (
+            {"image": pa.array([b"x" * 119], pa.binary(119))},
+            "have 119 pixels, which is not 12 x 10",
+        ),
+        ({"image": pa.array([[[1]]])}, "holds images of 1 x 1"),
+        ({"image": pa.array(["x"])}, "column `image` is string"),
         ({"image": pa.array([], pa.binary(120))}, "has no rows"),
-        ({"image": pa.array([b"x" * 120], pa.binary(120)), "id": ["a"]}, "column `id` is string"),
     ],
 )
 def test_parquet_that_is_not_images_of_the_model_is_refused(
@@ -110,18 +117,77 @@ def test_parquet_that_is_not_images_of_the_model_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_null_image_is_refused_in_the_words_of_the_input(
+def test_rows_that_cannot_be_scored_stop_it_or_stand_apart(
     artifacts: Artifacts, tmp_path: Path
 ) -> None:
-    images = pa.array([bytes(120), None], pa.binary(120))
-    with pytest.raises(DataError, match="Column `image` of the input has nulls"):
-        run(artifacts, parquet(tmp_path / "null.parquet", image=images), tmp_path / "out")
+    images = pa.array([IMAGES[0].tobytes(), None, IMAGES[2].tobytes()], pa.binary(120))
+    path = parquet(tmp_path / "null.parquet", image=images, id=[7, 8, 9])
+    with pytest.raises(DataError, match="1 of 3 rows cannot be scored: row 8: the image is null"):
+        run(artifacts, path, tmp_path / "out")
+    table = run(artifacts, path, tmp_path / "apart", on_bad_row="quarantine")
+    manifest = load(Storage(str(tmp_path / "apart")), "", ScoresManifest)
+    assert (manifest.rows, manifest.rejected) == (3, 1)
+    assert table["id"].to_pylist() == [7, 9]
+    (side,) = (tmp_path / "apart" / "rejected").iterdir()
+    assert pq.read_table(side).to_pylist() == [{"id": 8, "reason": "the image is null"}]
+
+
+def test_files_globs_and_folders_are_scored_in_order(artifacts: Artifacts, tmp_path: Path) -> None:
+    for number in range(3):
+        rows = pa.array([image.tobytes() for image in IMAGES[number * 10 :][:10]], pa.binary(120))
+        parquet(tmp_path / f"part-{number}.parquet", image=rows)
+    (tmp_path / "more").write_bytes(idx.write(IMAGES[30:]))
+    whole = run(artifacts, write(tmp_path / "all"), tmp_path / "a")
+    globbed = run(artifacts, tmp_path / "part-*.parquet", tmp_path / "b", rows_per_shard=7)
+    assert globbed["prediction"].equals(whole["prediction"][:30])
+    names = (str(tmp_path / "part-?.parquet"), str(tmp_path / "more"))
+    both = run(artifacts, names, tmp_path / "c", rows_per_shard=13)
+    assert both["prediction"].combine_chunks() == whole["prediction"].combine_chunks()
+    np.testing.assert_array_equal(both["id"], np.arange(50))
+
+
+def write(path: Path) -> Path:
+    path.write_bytes(idx.write(IMAGES))
+    return path
+
+
+def test_pictures_are_scored_with_their_paths(artifacts: Artifacts, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, image in enumerate(IMAGES[:5]):
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (folder / "5.png").write_bytes(b"no picture")
+    options = {"columns": ("path",), "on_bad_row": "quarantine"}
+    table = run(artifacts, folder, tmp_path / "out", **options)
+    assert table["path"].to_pylist() == [f"pictures/{number}.png" for number in range(5)]
+    expected = Predictor(artifacts.storage, artifacts.model).predict(IMAGES[:5])
+    np.testing.assert_array_equal(table["prediction"], expected.prediction)
+
+
+def test_columns_of_the_input_pass_through(artifacts: Artifacts, tmp_path: Path) -> None:
+    names = [f"name {number}" for number in range(50)]
+    path = parquet(tmp_path / "images.parquet", image=image_column(), name=names)
+    table = run(artifacts, path, tmp_path / "out", columns=("name",), rows_per_shard=13)
+    assert table["name"].to_pylist() == names
+    with pytest.raises(DataError, match="has no column 'other'"):
+        run(artifacts, path, tmp_path / "other", columns=("other",))
+
+
+def test_scoring_that_was_cut_short_goes_on(
+    artifacts: Artifacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = parquet(tmp_path / "images.parquet", image=image_column())
+    whole = run(artifacts, path, tmp_path / "out", rows_per_shard=10)
+    (tmp_path / "out" / "manifest.json").unlink()
+    next((tmp_path / "out").glob("*-00003.parquet")).unlink()
+    assert run(artifacts, path, tmp_path / "out", rows_per_shard=10) == whole
+    assert "4 of 5 shards were there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PAR1 and no more", "is not a whole Parquet file"),
+        (b"PAR1 and no more", "could not be read as Parquet"),
         (b"neither", "starts with 6e656974"),
         (idx.write(np.zeros((2, 10, 12), np.uint8)), "holds images of 10 x 12"),
     ],
@@ -140,7 +206,7 @@ def test_a_damaged_page_is_refused(artifacts: Artifacts, tmp_path: Path) -> None
     data = bytearray(path.read_bytes())
     data[60:2000] = bytes(1940)
     path.write_bytes(data)
-    with pytest.raises(DataError, match="Rows of the input could not be read"):
+    with pytest.raises(DataError, match=r"images.parquet could not be read as Parquet"):
         run(artifacts, path, tmp_path / "out")
 
 
@@ -153,5 +219,5 @@ def test_a_damaged_model_is_refused_before_scoring(artifacts: Artifacts, tmp_pat
 
 
 def test_an_input_that_is_not_there_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Give a Parquet file, an IDX file"):
+    with pytest.raises(DataError, match="Give Parquet, IDX files of images"):
         run(artifacts, tmp_path / "nowhere", tmp_path / "out")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.contract import ImageSpec
+from pipeline.pictures import MAX_PIXELS, PNG
 from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
-from serving.images import MAX_PIXELS, PNG, read
+from serving.images import read
 from serving.protocol import Images
 from tests.models import STRIPES, stripe
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import idx, sources
+from pipeline import idx, profiles, sources
 from pipeline.config import SAMPLE, Data
 from pipeline.contract import DataError, SettingError, SourceUnreachable, StorageError
 from pipeline.download import Unreachable, download
-from pipeline.sources import ROLES, open_source
+from pipeline.profiles import ROLES
+from pipeline.sources import open_source
 
 BODY = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -114,7 +115,7 @@ def test_a_wrong_file_never_gets_into_the_cache(mirror: Mirror, tmp_path: Path) 
 def test_a_url_is_a_source(mirror: Mirror, source: Path, tmp_path: Path) -> None:
     settings = Data(name="bars", source=serve(mirror, source), cache=str(tmp_path))
     found = open_source(settings)
-    assert found.files["train_images"].contents.shape == (600, 12, 10)
+    assert (found.splits["train"].num_rows, found.shape) == (600, (12, 10))
     assert found.class_names is None
 
 
@@ -128,7 +129,7 @@ def test_a_url_may_hold_plain_files_and_a_broken_one_is_not_kept(
     with pytest.raises(DataError, match="Remove the trailing bytes"):
         open_source(settings)
     mirror.files[ROLES["test_labels"]] = labels
-    assert open_source(settings).files["test_labels"].contents.shape == (90,)
+    assert open_source(settings).splits["test"].num_rows == 90
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(mirror: Mirror, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_the_mirrors_of_a_known_data_set_are_verified_and_cached(
     mirror: Mirror, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = serve(mirror, source)
-    profile = sources.Profile(
+    profile = profiles.Profile(
         mirrors=("http://127.0.0.1:1", url),
         class_names=("a", "b", "c"),
         sha256_gz={
@@ -149,7 +150,7 @@ def test_the_mirrors_of_a_known_data_set_are_verified_and_cached(
         },
         sha256={r: hashlib.sha256((source / f).read_bytes()).hexdigest() for r, f in ROLES.items()},
     )
-    monkeypatch.setitem(sources.PROFILES, "bars", profile)
+    monkeypatch.setitem(profiles.PROFILES, "bars", profile)
     for _ in range(2):
         found = open_source(Data(name="bars", cache=str(tmp_path)))
     assert found.class_names == ("a", "b", "c")
@@ -181,8 +182,11 @@ def test_the_sample_says_loudly_that_it_is_not_mnist(
     no_mirrors(monkeypatch)
     found = open_source(Data(cache=str(tmp_path), on_unreachable="sample"))
     assert found.name == SAMPLE
-    assert found.files["train_images"].contents.shape == (4500, 28, 28)
-    assert found.files["test_labels"].contents.shape == (500,)
+    assert {split: rows.num_rows for split, rows in found.splits.items()} == {
+        "train": 4500,
+        "test": 500,
+    }
+    assert found.shape == (28, 28)
     assert found.num_val == 500
     assert "no accuracy here is MNIST's" in found.caveat
     assert "WARNING" in capsys.readouterr().err
@@ -190,8 +194,9 @@ def test_the_sample_says_loudly_that_it_is_not_mnist(
 
 def test_the_sample_is_real_digits_and_the_same_every_time(tmp_path: Path) -> None:
     first, second = (sources.open_sample(tmp_path / name) for name in "ab")
-    assert [f.contents for f in first.files.values()] == [f.contents for f in second.files.values()]
-    labels = first.files["train_labels"].read_rows(0, 4500)
+    assert first.digests == second.digests
+    labels = first.splits["train"].read(0, 4500).labels
+    assert labels is not None
     assert np.bincount(labels).min() > 400
 
 
@@ -206,7 +211,7 @@ def test_a_folder_may_hold_plain_or_gzipped_files(
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     plain = open_source(Data(name="bars", source=str(source)))
     found = open_source(Data(name="bars", source=tmp_path.as_uri()))
-    assert [f.contents for f in found.files.values()] == [f.contents for f in plain.files.values()]
+    assert found.digests == plain.digests
 
 
 def test_files_that_are_not_the_named_data_set_are_refused(source: Path) -> None:
@@ -252,8 +257,8 @@ def copy(source: Path, target: Path) -> None:
 
 
 def no_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
-    profile = sources.PROFILES["mnist"]
-    dead = sources.Profile(
+    profile = profiles.PROFILES["mnist"]
+    dead = profiles.Profile(
         ("http://127.0.0.1:1",), profile.class_names, profile.sha256_gz, profile.sha256
     )
-    monkeypatch.setitem(sources.PROFILES, "mnist", dead)
+    monkeypatch.setitem(profiles.PROFILES, "mnist", dead)

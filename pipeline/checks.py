@@ -1,0 +1,183 @@
+"""What is wrong with the rows of a source, found before any is written, and what they are like.
+
+Each piece of the rows is looked at where it lies; what is found of it is small, and is added up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.contract import DataError
+from pipeline.idx import Array
+from pipeline.rows import Block, Ints
+
+MAX_CLASSES = 256
+"""Labels are uint8."""
+
+EXAMPLES = 5
+"""Ids that are shown of rows that are bad in the same way."""
+
+Hashes = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
+
+
+@dataclass
+class Findings:
+    """Of a split: rows by label, sums of pixels, bad rows by reason, and a hash of each image."""
+
+    rows: int = 0
+    labels: Ints = field(default_factory=lambda: np.zeros(MAX_CLASSES, np.int64))
+    total: float = 0.0
+    total_of_squares: float = 0.0
+    bad: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[int]] = field(default_factory=dict)
+    hashes: list[Hashes] = field(default_factory=list)
+    first: dict[int, int] = field(default_factory=dict)
+    """The first id of each label."""
+
+    @property
+    def highest(self) -> int:
+        """The highest label; -1 without rows."""
+        return max(self.first, default=-1)
+
+    def add(self, other: Findings) -> None:
+        self.rows += other.rows
+        self.labels += other.labels
+        self.total += other.total
+        self.total_of_squares += other.total_of_squares
+        self.hashes += other.hashes
+        for label, row in other.first.items():
+            self.first[label] = min(row, self.first.get(label, row))
+        for reason, count in other.bad.items():
+            self.note(reason, other.examples[reason], count)
+
+    def note(self, reason: str, ids: Iterable[int], count: int) -> None:
+        self.bad[reason] += count
+        known = self.examples.setdefault(reason, [])
+        self.examples[reason] = sorted([*known, *ids])[:EXAMPLES]
+
+    def refuse_labels(self, num_classes: int) -> None:
+        """Counts rows of labels from `num_classes` on as bad."""
+        for label in [label for label in self.first if label >= num_classes]:
+            reason = f"the label {label} is not one of 0 to {num_classes - 1}"
+            self.note(reason, [self.first.pop(label)], int(self.labels[label]))
+
+    def summary(self, class_names: tuple[str, ...], pixels: int) -> dict[str, Any]:
+        """Rows of each class, mean and standard deviation of all pixels, 0 to 255."""
+        count = max(1, self.rows * pixels)
+        mean = self.total / count
+        return {
+            "rows": self.rows,
+            "classes": {name: int(n) for name, n in zip(class_names, self.labels, strict=False)},
+            "mean": round(mean, 4),
+            "deviation": round(max(0.0, self.total_of_squares / count - mean**2) ** 0.5, 4),
+        }
+
+
+def inspect(block: Block, class_names: tuple[str, ...] | None) -> tuple[Block, Findings]:
+    """The rows of a block that are of use, and what was found in all of them."""
+    assert block.labels is not None
+    highest = len(class_names) if class_names else MAX_CLASSES
+    reasons = {
+        int(at): f"the label {block.labels[at]} is not one of 0 to {highest - 1}"
+        for at in np.flatnonzero((block.labels < 0) | (block.labels >= highest))
+    }
+    words = _words(block.images)
+    for row in np.flatnonzero((words == words[:, :1]).all(1)):
+        if (block.images[row] == block.images[row, 0, 0]).all():
+            reasons.setdefault(int(row), f"all pixels are {block.images[row, 0, 0]}")
+    sound = block.without(reasons)
+    assert sound.labels is not None
+    pixels = sound.images.reshape(len(sound.ids), -1).astype(np.float32)
+    labels, at = np.unique(sound.labels, return_index=True)
+    found = Findings(
+        rows=len(sound.ids),
+        labels=np.bincount(sound.labels, minlength=MAX_CLASSES),
+        total=float((pixels @ np.ones(pixels.shape[1], np.float32)).sum(dtype=np.float64)),
+        total_of_squares=float(np.vdot(pixels, pixels)),
+        hashes=[hashed(sound.images)],
+        first={int(k): int(i) for k, i in zip(labels, sound.ids[at], strict=True)},
+    )
+    for bad in sound.bad:
+        found.note(bad.reason, [bad.id], 1)
+    return sound, found
+
+
+def hashed(images: Array) -> Hashes:
+    """A number for each image, which images that differ share with a chance of 2^-63: multilinear
+    hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014)."""
+    words = _words(images)
+    found: Hashes = np.einsum("ij,j->i", words, _factors(words.shape[1]))
+    return found
+
+
+def _words(images: Array) -> Hashes:
+    """The pixels of each image, eight at a time; the last are repeated where they do not go up."""
+    flat = images.reshape(len(images), -1)
+    if padding := -flat.shape[1] % 8:
+        flat = np.pad(flat, ((0, 0), (0, padding)), mode="edge")
+    words: Hashes = np.ascontiguousarray(flat).view(np.uint64)
+    return words
+
+
+@cache
+def _factors(count: int) -> Hashes:
+    random = np.random.default_rng(0).integers(0, 1 << 63, count, np.uint64)
+    return random * np.uint64(2) + np.uint64(1)
+
+
+def repeated(splits: Mapping[str, Findings]) -> dict[str, Hashes]:
+    """Of each split, the images that a later one holds as well: a model would be tested on them."""
+    found, later = dict[str, Hashes](), np.zeros(0, np.uint64)
+    for split in reversed(list(splits)):
+        mine = np.concatenate([np.zeros(0, np.uint64), *splits[split].hashes])
+        found[split] = mine[is_in(mine, later)]
+        later = np.concatenate([later, mine])
+    return found
+
+
+def is_in(hashes: Hashes, others: Hashes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Which of the hashes are among the others; by a table, where numpy would sort them."""
+    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = np.asarray(
+        pc.is_in(pa.array(hashes), value_set=pa.array(others))
+    )
+    return found
+
+
+def require_sound(
+    splits: Mapping[str, Findings],
+    repeats: Mapping[str, Hashes],
+    class_names: tuple[str, ...],
+    *,
+    quarantine: bool,
+) -> None:
+    """DataError that lists what is wrong, unless bad rows are quarantined and none is missing."""
+    problems = [
+        f"{count:,} rows of {split}: {reason} (ids {', '.join(map(str, found.examples[reason]))}"
+        f"{', ...' if count > EXAMPLES else ''})"
+        for split, found in splits.items()
+        for reason, count in found.bad.most_common(EXAMPLES)
+        if not quarantine
+    ]
+    problems += [
+        f"{len(hashes):,} images of {split} stand in a later split as well"
+        for split, hashes in repeats.items()
+        if len(hashes) and not quarantine
+    ]
+    if empty := [
+        name for name, n in zip(class_names, splits["train"].labels, strict=False) if not n
+    ]:
+        names = ", ".join(empty[:EXAMPLES])
+        problems.append(f"{len(empty)} classes have no image in train ({names})")
+    if problems:
+        raise DataError(
+            f"The source is not sound: {'; '.join(problems)}. Mend it, or leave bad rows out by "
+            "--data.on-bad-row quarantine."
+        )

@@ -1,0 +1,158 @@
+"""Rows of images in files of any kind that is known here, read by ranges, with what is wrong apart.
+
+A `Part` is a file, or a folder of pictures; `Rows` are the parts in order. Preprocessing and
+scoring read all they read through these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.contract import DataError
+from pipeline.idx import Array
+from pipeline.manifest import FileEntry
+from pipeline.storage import Stamp, Storage
+
+Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class Bad(NamedTuple):
+    """A row that is of no use, by its id, and why."""
+
+    id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows in order: ids int64 (N,), images uint8 (N, height, width), labels int64 (N,) if any.
+
+    `columns` are others that were asked for; `bad` are rows of the range that are not in N.
+    """
+
+    ids: Ints
+    images: Array
+    labels: Ints | None = None
+    columns: pa.Table = field(default_factory=lambda: pa.table({}))
+    bad: tuple[Bad, ...] = ()
+
+    def without(self, reasons: Mapping[int, str]) -> Block:
+        """The same without the rows at these positions, which are bad for these reasons."""
+        if not reasons:
+            return self
+        keep = np.ones(len(self.ids), bool)
+        keep[list(reasons)] = False
+        bad = tuple(Bad(int(self.ids[at]), reasons[at]) for at in sorted(reasons))
+        return Block(
+            self.ids[keep],
+            self.images[keep],
+            None if self.labels is None else self.labels[keep],
+            self.columns.filter(pa.array(keep)) if self.columns.num_columns else self.columns,
+            (*self.bad, *bad),
+        )
+
+
+class Part(Protocol):
+    """Rows of one file or folder: its `entry` has their number and a digest of the content."""
+
+    @property
+    def storage(self) -> Storage: ...
+
+    @property
+    def entry(self) -> FileEntry: ...
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def stamp(self) -> Stamp:
+        """That of when it was opened."""
+        ...
+
+    def stamp_now(self) -> Stamp: ...
+
+    def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> Block:
+        """A range of the rows; those without ids of their own have `first` + their position."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of some parts, which have images of one size; the first position is `first_id`."""
+
+    parts: tuple[Part, ...]
+    first_id: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.parts[0].shape
+
+    @property
+    def num_rows(self) -> int:
+        return sum(part.entry.rows or 0 for part in self.parts)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        return tuple(part.entry for part in self.parts)
+
+    def read(self, start: int, stop: int, columns: Sequence[str] = ()) -> Block:
+        """Rows of a range over all parts."""
+        blocks, first = list[Block](), 0
+        for part in self.parts:
+            rows = part.entry.rows or 0
+            begin, end = max(start - first, 0), min(stop - first, rows)
+            if begin < end:
+                blocks.append(part.read(begin, end, self.first_id + first, columns))
+            first += rows
+        return join(blocks)
+
+    def narrowed(self, start: int, stop: int) -> tuple[Rows, int]:
+        """The parts that hold a range, and where it begins in them."""
+        kept, first, before = list[Part](), 0, 0
+        for part in self.parts:
+            rows = part.entry.rows or 0
+            if first + rows <= start:
+                before += rows
+            elif first < stop:
+                kept.append(part)
+            first += rows
+        return Rows(tuple(kept), self.first_id + before), start - before
+
+    def require_unchanged(self) -> None:
+        """DataError where a part is no longer what was opened."""
+        for part in self.parts:
+            if part.stamp_now() != part.stamp:
+                raise DataError(
+                    f"{part.storage.name(part.entry.path)} was changed while it was read. Nothing "
+                    "was made of it: run again when it is finished."
+                )
+
+
+def join(blocks: Sequence[Block]) -> Block:
+    """The rows of all blocks, in their order."""
+    if len(blocks) == 1:
+        return blocks[0]
+    labels = [block.labels for block in blocks if block.labels is not None]
+    return Block(
+        np.concatenate([block.ids for block in blocks]),
+        np.concatenate([block.images for block in blocks]),
+        np.concatenate(labels) if labels else None,
+        pa.concat_tables([block.columns for block in blocks]),
+        tuple(bad for block in blocks for bad in block.bad),
+    )
+
+
+def require_one_shape(parts: Sequence[Part]) -> None:
+    """DataError where images of the parts are of several sizes."""
+    for part in parts:
+        if part.shape != parts[0].shape:
+            sizes = [f"{height} x {width}" for height, width in (parts[0].shape, part.shape)]
+            raise DataError(
+                f"{parts[0].storage.name(parts[0].entry.path)} has images of {sizes[0]}, but "
+                f"{part.storage.name(part.entry.path)} of {sizes[1]}. All must be of one size."
+            )

@@ -1,0 +1,89 @@
+"""IDX files as rows: images, and their labels in a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from pipeline import idx
+from pipeline.contract import DataError
+from pipeline.manifest import FileEntry
+from pipeline.rows import Block
+from pipeline.storage import Stamp, Storage
+
+
+@dataclass(frozen=True)
+class IdxFile:
+    """One IDX file that was found whole; its entry's digest is that of the content without gzip."""
+
+    storage: Storage
+    entry: FileEntry
+    shape: tuple[int, ...]
+    stamp: Stamp
+
+    def read(self, begin: int, end: int) -> idx.Array:
+        with self.storage.open(self.entry.path) as file:
+            return idx.read_rows(cast(BinaryIO, file), shape=self.shape, start=begin, stop=end)
+
+
+@dataclass(frozen=True)
+class IdxRows:
+    """Images, and labels counted from `first_label`; `transposed` where columns come first."""
+
+    images: IdxFile
+    labels: IdxFile | None = None
+    transposed: bool = False
+    first_label: int = 0
+
+    @property
+    def storage(self) -> Storage:
+        return self.images.storage
+
+    @property
+    def entry(self) -> FileEntry:
+        return self.images.entry
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        height, width = self.images.shape[1:]
+        return (width, height) if self.transposed else (height, width)
+
+    @property
+    def stamp(self) -> Stamp:
+        return self.images.stamp + (self.labels.stamp if self.labels else ())
+
+    def stamp_now(self) -> Stamp:
+        files = [self.images] + ([self.labels] if self.labels else [])
+        return tuple(part for file in files for part in self.storage.stamp(file.entry.path))
+
+    def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> Block:
+        if columns:
+            raise DataError(
+                f"{self.entry.path} has no column {columns[0]!r}: IDX has images alone."
+            )
+        images = self.images.read(begin, end)
+        if self.transposed:
+            images = np.ascontiguousarray(images.transpose(0, 2, 1))
+        ids = np.arange(first + begin, first + end, dtype=np.int64)
+        if self.labels is None:
+            return Block(ids, images)
+        return Block(ids, images, self.labels.read(begin, end).astype(np.int64) - self.first_label)
+
+
+def open_idx(storage: Storage, path: str, *, rank: int) -> IdxFile:
+    """An IDX file, read through once; FileNotFoundError where there is none, DataError where it is
+    not one of this rank."""
+    stamp = storage.stamp(path)
+    try:
+        with storage.open(path) as file:
+            size = file.size()
+            found = idx.inspect(cast(BinaryIO, file), name=path, rank=rank, compressed_bytes=size)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{storage.name(path)} could not be read: {error}.") from None
+    entry = FileEntry(path=path, bytes=size, sha256=found.sha256, rows=found.shape[0])
+    return IdxFile(storage, entry, found.shape, stamp)

@@ -1,0 +1,91 @@
+"""Folders of pictures as rows: PNG and JPEG, of all folders below, by path."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.contract import DataError
+from pipeline.manifest import FileEntry
+from pipeline.pictures import grey, is_picture
+from pipeline.rows import Block
+from pipeline.storage import Stamp, Storage
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+PATH = "path"
+"""The column that pictures have: where each lies in its folder."""
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """The pictures at `paths`; their labels, where folders are classes."""
+
+    storage: Storage
+    entry: FileEntry
+    shape: tuple[int, int]
+    stamp: Stamp
+    paths: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+
+    def stamp_now(self) -> Stamp:
+        return self.storage.stamp(self.entry.path)
+
+    def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> Block:
+        if other := [name for name in columns if name != PATH]:
+            raise DataError(f"Pictures have no column {other[0]!r}, but {PATH!r} alone.")
+        paths = self.paths[begin:end]
+        images, reasons = np.zeros((len(paths), *self.shape), np.uint8), dict[int, str]()
+        for at, path in enumerate(paths):
+            try:
+                images[at] = self._picture(path)
+            except DataError as error:
+                reasons[at] = f"{path}: {error}"
+        ids = np.arange(first + begin, first + end, dtype=np.int64)
+        labels = None if self.labels is None else np.array(self.labels[begin:end], np.int64)
+        named = pa.table({PATH: pa.array(paths, pa.string())} if columns else {})
+        return Block(ids, images, labels, named).without(reasons)
+
+    def _picture(self, path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        data = self.storage.read(path)
+        if not is_picture(data):
+            raise DataError("It is no PNG and no JPEG.")
+        pixels = grey(data)
+        if pixels.shape != self.shape:
+            raise DataError(
+                f"It is {pixels.shape[0]} x {pixels.shape[1]}, and the first picture "
+                f"{self.shape[0]} x {self.shape[1]}."
+            )
+        return pixels
+
+
+def pictures_in(storage: Storage, folder: str) -> list[str]:
+    """The pictures in a folder and in those within, by their names."""
+    return [path for path in storage.files(folder) if path.lower().endswith(SUFFIXES)]
+
+
+def open_pictures(
+    storage: Storage, folder: str, paths: Sequence[str], classes: Sequence[str] | None = None
+) -> PictureRows:
+    """Pictures of a folder, one or more, each in a folder of its class where there are classes.
+
+    DataError where the first is none to read: it says the size of all.
+    """
+    stamp = storage.stamp(folder)
+    content, size = hashlib.sha256(), 0
+    for path in paths:
+        data = storage.read(path)
+        content.update(f"{path}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+        size += len(data)
+    try:
+        height, width = grey(storage.read(paths[0])).shape
+    except DataError as error:
+        raise DataError(f"{storage.name(paths[0])}: {error}") from None
+    entry = FileEntry(path=folder, bytes=size, sha256=content.hexdigest(), rows=len(paths))
+    labels = None
+    if classes is not None:
+        labels = tuple(classes.index(path.rsplit("/", 2)[-2]) for path in paths)
+    return PictureRows(storage, entry, (height, width), stamp, tuple(paths), labels)

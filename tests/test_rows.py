@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from ray.data.extensions import ArrowTensorArray
+
+from pipeline.contract import DataError
+from pipeline.idx import Array
+from pipeline.rows import Block, Rows
+from pipeline.rows_parquet import open_parquet
+from pipeline.rows_pictures import open_pictures, pictures_in
+from pipeline.storage import Storage
+
+SHAPE = (5, 4)
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
+SIZE = {"height": "5", "width": "4"}
+
+
+def png(image: Array) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def read(folder: Path, image: pa.Array, begin: int = 0, end: int = 6, **columns: Any) -> Block:
+    table = pa.table({"image": image, **columns}).replace_schema_metadata(SIZE)
+    pq.write_table(table, folder / "images.parquet", row_group_size=4)
+    part = open_parquet(Storage(str(folder)), "images.parquet", None)
+    assert part.shape == SHAPE
+    return Rows((part,)).read(begin, end)
+
+
+FORMS = {
+    "fixed-size binary": pa.array([image.tobytes() for image in IMAGES], pa.binary(20)),
+    "binary": pa.array([image.tobytes() for image in IMAGES]),
+    "PNG": pa.array([png(image) for image in IMAGES]),
+    "PNG of Hugging Face": pa.array([{"bytes": png(image), "path": "a"} for image in IMAGES]),
+    "lists": pa.array([image.ravel().tolist() for image in IMAGES]),
+    "lists of bytes": pa.array([image.ravel().tolist() for image in IMAGES], pa.list_(pa.uint8())),
+    "lists of lists": pa.array(IMAGES.tolist()),
+    "lists of floats": pa.array([image.ravel().astype(float).tolist() for image in IMAGES]),
+    "fixed-size lists": pa.FixedSizeListArray.from_arrays(pa.array(IMAGES.ravel()), 20),
+    "Arrow's tensors": pa.FixedShapeTensorArray.from_numpy_ndarray(IMAGES),
+    "Ray's tensors": ArrowTensorArray.from_numpy(IMAGES),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_column_may_have_many_forms(tmp_path: Path, form: str) -> None:
+    block = read(tmp_path, FORMS[form], 1, 6)
+    np.testing.assert_array_equal(block.images, IMAGES[1:])
+    np.testing.assert_array_equal(block.ids, np.arange(1, 6))
+    assert block.bad == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "reasons"),
+    [
+        (
+            [png(IMAGES[0]), b"GIF", None, png(IMAGES[3])[:40], png(IMAGES[4]), png(IMAGES[5, :3])],
+            {1: "3 bytes", 2: "null", 3: "damaged", 5: "3 x 4, others are 5 x 4"},
+        ),
+        (
+            [IMAGES[0].ravel().tolist(), [1] * 19, None, [256] * 20, [-1] * 20, [0.5] * 20],
+            {1: "not 5 x 4", 2: "null", 3: "0 to 255", 4: "0 to 255", 5: "0 to 255"},
+        ),
+        (
+            [IMAGES[0].tolist(), [[1] * 4] * 4, [[1] * 3] * 5, [], None, IMAGES[5].tolist()],
+            {1: "not 5 x 4", 2: "not 5 x 4", 3: "not 5 x 4", 4: "null"},
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_row_stands_apart(
+    tmp_path: Path, column: list[Any], reasons: dict[int, str]
+) -> None:
+    block = read(tmp_path, pa.array(column))
+    assert {row.id for row in block.bad} == set(reasons)
+    for row in block.bad:
+        assert reasons[row.id] in row.reason
+    np.testing.assert_array_equal(block.images, IMAGES[block.ids])
+
+
+def test_a_null_label_or_id_is_a_bad_row(tmp_path: Path) -> None:
+    labels, ids = [0, None, 2, 3, 4, 5], [10, 11, None, 13, 14, 15]
+    block = read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
+    assert block.labels is not None
+    assert block.labels.tolist() == [0, 3, 4, 5]
+    assert block.ids.tolist() == [10, 13, 14, 15]
+    assert [row.reason for row in block.bad] == ["the label is null", "the id is null"]
+
+
+class Gadget(pa.ExtensionType):  # type: ignore[misc]
+    """What would run code, were it ever asked for its values."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.binary(), "tests.gadget")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: pa.DataType, data: bytes) -> Gadget:
+        return cls()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_extension_types_other_than_tensors_are_refused(tmp_path: Path, nested: bool) -> None:
+    pa.register_extension_type(Gadget())
+    try:
+        column = pa.ExtensionArray.from_storage(Gadget(), pa.array([b"x"] * 6))
+        if nested:
+            column = pa.StructArray.from_arrays([column], ["inner"])
+        with pytest.raises(DataError, match=r"images.parquet: column `other` is of the extension"):
+            read(tmp_path, FORMS["fixed-size binary"], other=column)
+    finally:
+        pa.unregister_extension_type("tests.gadget")
+
+
+def test_objects_of_ray_that_are_pickled_are_refused(tmp_path: Path) -> None:
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    column = ArrowPythonObjectArray.from_objects([object()] * 6)
+    with pytest.raises(DataError, match="arrow_pickled_object"):
+        read(tmp_path, FORMS["fixed-size binary"], other=column)
+
+
+@given(at=st.integers(0, 10_000), flip=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_file_is_an_error_or_its_rows(
+    tmp_path_factory: pytest.TempPathFactory, at: int, flip: int, cut: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    table = pa.table({"image": FORMS["fixed-size binary"]}).replace_schema_metadata(SIZE)
+    path = folder / "images.parquet"
+    pq.write_table(table, path, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    at %= len(data)
+    path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])
+    # Anything else that is raised fails the test.
+    with suppress(DataError):
+        found = Rows((open_parquet(Storage(str(folder)), "images.parquet", None),))
+        assert len(found.read(0, found.num_rows).ids) <= 6
+
+
+def test_pictures_are_rows_by_path(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").write_bytes(png(IMAGES[1]))
+    (tmp_path / "a.PNG").write_bytes(png(IMAGES[0]))
+    (tmp_path / "c.png").write_bytes(png(IMAGES[2, :3]))
+    (tmp_path / "d.jpg").write_bytes(b"none")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    storage = Storage(str(tmp_path))
+    rows = Rows((open_pictures(storage, "", pictures_in(storage, "")),))
+    block = rows.read(0, rows.num_rows, ["path"])
+    np.testing.assert_array_equal(block.images, IMAGES[:2])
+    assert block.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
+    assert [row.id for row in block.bad] == [2, 3]
+    assert block.bad[1].reason == "d.jpg: It is no PNG and no JPEG."
+
+
+def test_rows_go_on_over_the_parts(tmp_path: Path) -> None:
+    read(tmp_path, FORMS["lists"])
+    part = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    block = Rows((part, part, part), first_id=100).read(4, 14)
+    assert block.ids.tolist() == list(range(104, 114))
+    expected = np.concatenate([IMAGES] * 3)[4:14]
+    np.testing.assert_array_equal(block.images, expected)
+
+
+def test_a_part_that_changes_is_noticed(tmp_path: Path) -> None:
+    read(tmp_path, FORMS["lists"])
+    rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
+    rows.require_unchanged()
+    (tmp_path / "images.parquet").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
+        rows.require_unchanged()
