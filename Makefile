@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow bench-train bench-serve soak lint
+.PHONY: run test test-slow bench-train bench-serve bench-data soak lint
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
@@ -19,6 +19,9 @@ bench-train: .venv/ready
 
 bench-serve: .venv/ready $(addprefix .venv-others/,mlserver/ready litserve/ready bentoml/ready)
 	$(BIN)/python -m tests.bench.serve
+
+bench-data: .venv/ready
+	$(BIN)/python -m tests.bench.data
 
 soak: .venv/ready
 	$(BIN)/python -m tests.bench.soak

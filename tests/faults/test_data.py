@@ -1,0 +1,129 @@
+"""SIGKILL of preprocessing and of scoring at random moments, and the same command again.
+
+KILLS says how many times each is killed; a reader looks at the output all the while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipeline.manifest import DatasetManifest, Manifest, ScoresManifest, find
+from pipeline.storage import Storage
+from tests.conftest import Artifacts
+from tests.processes import Command, pipeline
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("KILLS", "20"))
+
+
+@pytest.fixture
+def env(ray_session: None) -> Iterator[dict[str, str]]:
+    """The way to a Ray that outlives the commands, so that none waits for one of its own."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    token = os.environ["RAY_AUTH_TOKEN"]
+    yield {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"}
+    cluster.shutdown()
+
+
+class Reader(threading.Thread):
+    """Looks for the manifest, and where there is one checks all that it lists."""
+
+    def __init__(self, output: Path, kind: type[Manifest]) -> None:
+        super().__init__()
+        self.output, self.kind = output, kind
+        self.looks, self.wrong, self.done = 0, list[str](), threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.02):
+            self.looks += 1
+            manifest = find(Storage(str(self.output)), "", self.kind)
+            for entry in manifest.files if manifest else ():
+                path = self.output / entry.path
+                if hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
+                    self.wrong.append(entry.path)
+
+
+@contextmanager
+def watched(output: Path, kind: type[Manifest]) -> Iterator[Reader]:
+    reader = Reader(output, kind)
+    reader.start()
+    yield reader
+    reader.done.set()
+    reader.join()
+
+
+def shards(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """The manifest, and what it lists; the lock's file and what was cut short stand beside them."""
+    names = [path for path in output.rglob("*") if path.is_file() and path.name[0] != "."]
+    return {str(path.relative_to(output)): path.read_bytes() for path in names}
+
+
+def kill_and_repeat(command: Command, output: Path, kind: type[Manifest]) -> None:
+    started = time.monotonic()
+    assert command.run().returncode == 0
+    whole_s, expected = time.monotonic() - started, contents(output)
+    shutil.rmtree(output)
+    moments, kills, finished = random.Random(0), 0, 0
+    kept = dict[Path, int]()
+    while kills < KILLS or not (output / "manifest.json").exists():
+        with watched(output, kind) as reader:
+            with command.started() as process:
+                try:
+                    process.wait(moments.uniform(0.3, 1) * whole_s if kills < KILLS else None)
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                process.wait()
+            assert process.returncode in (0, -signal.SIGKILL)
+        assert not reader.wrong
+        # What was finished is not done again.
+        found = shards(output)
+        assert {path: found.get(path) for path in kept} == kept
+        kept = found
+        if process.returncode == 0:
+            finished += 1
+            assert contents(output) == expected
+            if kills < KILLS:
+                shutil.rmtree(output)
+                kept = {}
+    assert contents(output) == expected
+    print(f"killed {kills} times, finished {finished + 1} times, {len(expected)} files")
+
+
+def test_preprocessing_goes_on_where_it_was(
+    env: dict[str, str], source: Path, tmp_path: Path
+) -> None:
+    flags = ("--data.name", "bars", "--data.source", source, "--data.rows-per-shard", 5)
+    command = pipeline("preprocess", "--root", tmp_path, *flags, **env)
+    name = command.run().stdout.strip()
+    output = tmp_path / "datasets" / name
+    shutil.rmtree(output)
+    kill_and_repeat(command, output, DatasetManifest)
+
+
+def test_scoring_goes_on_where_it_was(
+    env: dict[str, str], artifacts: Artifacts, tmp_path: Path
+) -> None:
+    split = f"{artifacts.dataset.ref}/train"
+    flags = ("--model", artifacts.model.ref, "--input", split, "--rows-per-shard", 4)
+    output = tmp_path / "scores"
+    command = pipeline("score", "--root", artifacts.root, "--output", output, *flags, **env)
+    kill_and_repeat(command, output, ScoresManifest)
