@@ -12,8 +12,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.contract import DataError
 from pipeline.idx import Array
@@ -21,6 +19,8 @@ from pipeline.rows import Block, Ints
 
 MAX_CLASSES = 256
 """Labels are uint8."""
+
+ROWS_AT_A_TIME = 500
 
 EXAMPLES = 5
 """Ids that are shown of rows that are bad in the same way."""
@@ -81,8 +81,13 @@ class Findings:
         }
 
 
-def inspect(block: Block, class_names: tuple[str, ...] | None) -> tuple[Block, Findings]:
-    """The rows of a block that are of use, and what was found in all of them."""
+def inspect(
+    block: Block, class_names: tuple[str, ...] | None, later: Hashes
+) -> tuple[Block, Findings]:
+    """The rows of a block that are of use, and what was found in all of them.
+
+    `later` are the hashes, sorted, of the images of later splits: a model would be tested on them.
+    """
     assert block.labels is not None
     highest = len(class_names) if class_names else MAX_CLASSES
     reasons = {
@@ -93,29 +98,26 @@ def inspect(block: Block, class_names: tuple[str, ...] | None) -> tuple[Block, F
     for row in np.flatnonzero((words == words[:, :1]).all(1)):
         if (block.images[row] == block.images[row, 0, 0]).all():
             reasons.setdefault(int(row), f"all pixels are {block.images[row, 0, 0]}")
+    hashes: Hashes = np.einsum("ij,j->i", words, _factors(words.shape[1]))
+    for row in np.flatnonzero(_is_in(hashes, later)):
+        reasons.setdefault(int(row), "the image stands in a later split")
     sound = block.without(reasons)
     assert sound.labels is not None
-    pixels = sound.images.reshape(len(sound.ids), -1).astype(np.float32)
     labels, at = np.unique(sound.labels, return_index=True)
     found = Findings(
         rows=len(sound.ids),
         labels=np.bincount(sound.labels, minlength=MAX_CLASSES),
-        total=float((pixels @ np.ones(pixels.shape[1], np.float32)).sum(dtype=np.float64)),
-        total_of_squares=float(np.vdot(pixels, pixels)),
-        hashes=[hashed(sound.images)],
+        hashes=[np.delete(hashes, list(reasons))],
         first={int(k): int(i) for k, i in zip(labels, sound.ids[at], strict=True)},
     )
+    # Few at a time, so that they stay in the cache.
+    for start in range(0, len(sound.ids), ROWS_AT_A_TIME):
+        pixels = sound.images[start : start + ROWS_AT_A_TIME].ravel().astype(np.float32)
+        found.total += float(pixels.sum())
+        found.total_of_squares += float(np.vdot(pixels, pixels))
     for bad in sound.bad:
         found.note(bad.reason, [bad.id], 1)
     return sound, found
-
-
-def hashed(images: Array) -> Hashes:
-    """A number for each image, which images that differ share with a chance of 2^-63: multilinear
-    hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014)."""
-    words = _words(images)
-    found: Hashes = np.einsum("ij,j->i", words, _factors(words.shape[1]))
-    return found
 
 
 def _words(images: Array) -> Hashes:
@@ -129,34 +131,23 @@ def _words(images: Array) -> Hashes:
 
 @cache
 def _factors(count: int) -> Hashes:
+    """Of the hash: images that differ share one with a chance of 2^-63 (multilinear hashing;
+    Lemire and Kaser, "Strongly universal string hashing is fast", 2014)."""
     random = np.random.default_rng(0).integers(0, 1 << 63, count, np.uint64)
     return random * np.uint64(2) + np.uint64(1)
 
 
-def repeated(splits: Mapping[str, Findings]) -> dict[str, Hashes]:
-    """Of each split, the images that a later one holds as well: a model would be tested on them."""
-    found, later = dict[str, Hashes](), np.zeros(0, np.uint64)
-    for split in reversed(list(splits)):
-        mine = np.concatenate([np.zeros(0, np.uint64), *splits[split].hashes])
-        found[split] = mine[is_in(mine, later)]
-        later = np.concatenate([later, mine])
-    return found
-
-
-def is_in(hashes: Hashes, others: Hashes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Which of the hashes are among the others; by a table, where numpy would sort them."""
-    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = np.asarray(
-        pc.is_in(pa.array(hashes), value_set=pa.array(others))
-    )
+def _is_in(hashes: Hashes, known: Hashes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Which of the hashes are among the known ones, which are sorted."""
+    if not len(known):
+        return np.zeros(len(hashes), bool)
+    at = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = known[at] == hashes
     return found
 
 
 def require_sound(
-    splits: Mapping[str, Findings],
-    repeats: Mapping[str, Hashes],
-    class_names: tuple[str, ...],
-    *,
-    quarantine: bool,
+    splits: Mapping[str, Findings], class_names: tuple[str, ...], *, quarantine: bool
 ) -> None:
     """DataError that lists what is wrong, unless bad rows are quarantined and none is missing."""
     problems = [
@@ -165,11 +156,6 @@ def require_sound(
         for split, found in splits.items()
         for reason, count in found.bad.most_common(EXAMPLES)
         if not quarantine
-    ]
-    problems += [
-        f"{len(hashes):,} images of {split} stand in a later split as well"
-        for split, hashes in repeats.items()
-        if len(hashes) and not quarantine
     ]
     if empty := [
         name for name, n in zip(class_names, splits["train"].labels, strict=False) if not n

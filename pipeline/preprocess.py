@@ -57,15 +57,13 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
             for part in rows.parts:
                 cluster.require_seen(part.storage, part.entry.path)
         cluster.require(cpus=1)
-        found = _inspect(source, splits, data.rows_per_shard)
+        found, later = _inspect(source, splits, data.rows_per_shard)
         image = ImageSpec(*source.shape, _class_names(source, found["train"]))
         quarantine = data.on_bad_row == "quarantine"
         # The classes may be known only now.
         for of in found.values():
             of.refuse_labels(image.num_classes)
-        repeats = checks.repeated(found)
-        sound = not any(of.bad for of in found.values()) and not any(map(len, repeats.values()))
-        checks.require_sound(found, repeats, image.class_names, quarantine=quarantine)
+        checks.require_sound(found, image.class_names, quarantine=quarantine)
         with storage.locked(f"{folder}/.lock"):
             cluster.require_shared(storage, folder)
             files = pieces.make(
@@ -75,7 +73,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 fn_kwargs={
                     "target": Target(storage, folder, settings.force),
                     "image": image,
-                    "repeats": None if sound else repeats,
+                    "later": later if any(of.bad for of in found.values()) else None,
                 },
             )
             source.require_unchanged()
@@ -137,27 +135,37 @@ def _cut(splits: dict[str, Split], rows_per_shard: int) -> list[Piece]:
     ]
 
 
-def _inspect(source: Source, splits: dict[str, Split], rows_per_piece: int) -> dict[str, Findings]:
-    """What is found of each split, over all its rows."""
-    found = {name: Findings() for name in splits}
-    parts = _cut(splits, rows_per_piece)
-    options = {"class_names": source.class_names}
+def _inspect(
+    source: Source, splits: dict[str, Split], rows_per_piece: int
+) -> tuple[dict[str, Findings], dict[str, Hashes]]:
+    """What is found of each split, over all its rows, and the hashes of the splits after it."""
+    found, later = {name: Findings() for name in splits}, dict[str, Hashes]()
+    known, parts = np.zeros(0, np.uint64), _cut(splits, rows_per_piece)
     with progress("check", total=sum(piece.num_rows for piece in parts)) as show:
         done = 0
-        for result in pieces.over(parts, _inspect_pieces, fn_kwargs=options):
-            found[result["split"]].add(pickle.loads(result["found"]))
-            done += result["rows"]
-            show(done, "rows")
-    return found
+        for name in reversed(list(splits)):
+            later[name] = known
+            options = {"class_names": source.class_names, "later": known}
+            mine = [piece for piece in parts if piece.split == name]
+            for result in pieces.over(mine, _inspect_pieces, fn_kwargs=options):
+                found[name].add(pickle.loads(result["found"]))
+                done += result["rows"]
+                show(done, "rows")
+            known = np.sort(np.concatenate([known, *found[name].hashes]))
+            found[name].hashes.clear()
+    return found, later
 
 
 def _inspect_pieces(
-    item: dict[str, Any], *, class_names: tuple[str, ...] | None
+    item: dict[str, Any], *, class_names: tuple[str, ...] | None, later: Hashes
 ) -> list[dict[str, Any]]:
     results = []
     for piece in pieces.unpacked(item):
-        _, found = checks.inspect(piece.read(), class_names)
-        results.append({"split": piece.split, "rows": piece.num_rows, "found": pickle.dumps(found)})
+        _, found = checks.inspect(piece.read(), class_names, later)
+        if piece.split == "train":
+            # None is before it.
+            found.hashes.clear()
+        results.append({"rows": piece.num_rows, "found": pickle.dumps(found)})
     return results
 
 
@@ -167,18 +175,14 @@ def _class_names(source: Source, train: Findings) -> tuple[str, ...]:
 
 
 def _write_shards(
-    item: dict[str, Any], *, target: Target, image: ImageSpec, repeats: dict[str, Hashes] | None
+    item: dict[str, Any], *, target: Target, image: ImageSpec, later: dict[str, Hashes] | None
 ) -> list[dict[str, Any]]:
-    """`repeats` are the images to leave out of each split; None where no row is bad."""
+    """`later` are the hashes of the splits after each; None where no row is bad."""
 
     def make(piece: Piece) -> Made:
         block = piece.read()
-        if repeats is not None:
-            block, _ = checks.inspect(block, image.class_names)
-            again = checks.is_in(checks.hashed(block.images), repeats[piece.split])
-            block = block.without(
-                {int(row): "the image stands in a later split" for row in np.flatnonzero(again)}
-            )
+        if later is not None:
+            block, _ = checks.inspect(block, image.class_names, later[piece.split])
         assert block.labels is not None
         rows = shards.Split(block.ids, block.images, block.labels.astype(np.uint8))
         return Made(shards.encode(rows, image), len(block.ids), block.bad)

@@ -113,7 +113,7 @@ class TestSources:
         for problem in (
             "2 rows of train: all pixels are 200 (ids 3, 7)",
             "1 rows of test: the label 9 is not one of 0 to 2 (ids 21)",
-            "1 images of train stand in a later split as well",
+            "1 rows of train: the image stands in a later split (ids 5)",
             "1 classes have no image in train (1)",
         ):
             assert problem in str(error.value)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -243,21 +244,36 @@ def test_pipelined_requests_are_answered_in_order_until_one_is_bad(server: Serve
     assert [reply.status for reply in replies] == [200] * 50 + [400]
 
 
-def test_only_this_machine_can_reach_it(server: Server) -> None:
-    """Its ports, those of its statistics and metrics among them, and its admin socket."""
-    (ingress,) = (line.split() for line in server.command.left() if "haproxy -db" in line)
-    links = [os.readlink(link) for link in Path(f"/proc/{ingress[0]}/fd").iterdir()]
+def listening(pid: str) -> list[tuple[str, int]]:
+    """Hosts, as Linux writes them, and ports on which a process listens."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
     rows = [
         row.split()
         for name in ("tcp", "tcp6")
         for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
     ]
-    hosts = [
-        row[1].split(":")[0] for row in rows if f"socket:[{row[9]}]" in links and row[3] == "0A"
-    ]
-    assert hosts == ["0100007F"] * 3
+    found = [row[1].split(":") for row in rows if f"socket:[{row[9]}]" in links and row[3] == "0A"]
+    return [(host, int(port, 16)) for host, port in found]
+
+
+def test_only_this_machine_can_reach_it(server: Server) -> None:
+    """Its ports, those of its statistics and metrics among them, and its admin socket."""
+    (ingress,) = (line.split() for line in server.command.left() if "haproxy -db" in line)
+    assert [host for host, _ in listening(ingress[0])] == ["0100007F"] * 3
     admin = Path(ingress[ingress.index("-f") + 1]).with_name("admin.sock")
     assert stat.S_IMODE(admin.stat().st_mode) == 0o600
+
+
+def test_what_ray_opens_to_others_wants_its_token(server: Server) -> None:
+    """A replica listens on all addresses for other deployments of Ray Serve."""
+    (replica,) = (line.split()[0] for line in server.command.left() if "ServeReplica" in line)
+    hosts = ("00000000", "0" * 32)
+    (port,) = (port for host, port in listening(replica) if host in hosts)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", timeout=5)
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_a_request_has_an_id(server: Server) -> None:
