@@ -20,7 +20,7 @@ from pipeline.contract import SettingError
         (Training, {"epoch": 3}, r"--train.epoch is 3: Extra inputs"),
         (Data, {"name": "../x"}, r"--data.name is '../x': use lower-case letters"),
         (Data, {"num_val": 0}, r"--data.num-val is 0"),
-        (Score, {"input": "a", "output": "b", "num_workers": 0}, r"--num-workers is 0"),
+        (Score, {"input": ("a",), "output": "b", "num_workers": 0}, r"--num-workers is 0"),
     ],
 )
 def test_a_wrong_value_names_its_flag(kind: Any, values: dict[str, Any], message: str) -> None:
