@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -155,6 +158,25 @@ def test_the_mirrors_of_a_known_data_set_are_verified_and_cached(
         found = open_source(Data(name="bars", cache=str(tmp_path)))
     assert found.class_names == ("a", "b", "c")
     assert len(mirror.ranges) == 4
+
+
+def test_a_data_set_may_come_in_an_archive_of_several(
+    mirror: Mirror, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = profiles.PROFILES["emnist-digits"]
+    packed = io.BytesIO()
+    with ZipFile(packed, "w") as archive:
+        for role, file in known.files.items():
+            data = gzip.compress((source / ROLES[role]).read_bytes())
+            archive.writestr(f"gzip/{file}.gz", data)
+    mirror.files["gzip.zip"] = packed.getvalue()
+    digest = hashlib.sha256(packed.getvalue()).hexdigest()
+    profile = replace(known, mirrors=(mirror.url,), archive_sha256=digest)
+    monkeypatch.setitem(profiles.PROFILES, "emnist-digits", profile)
+    for _ in range(2):
+        found = open_source(Data(name="emnist-digits", cache=str(tmp_path)))
+    assert (found.splits["train"].num_rows, found.shape) == (600, (10, 12))
+    assert len(mirror.ranges) == 1
 
 
 def test_no_mirror_is_an_error_that_says_what_else_to_do(
