@@ -66,6 +66,8 @@ class Target(NamedTuple):
             return {"entries": [entry.model_dump() for entry in found], "made": False}
         made = make(piece)
         assert made.rows + len(made.bad) == piece.num_rows
+        # Else what was made of other content would be taken for finished, under the name of this.
+        piece.rows.require_unchanged()
         entries = list[FileEntry]()
         # Before the shard: where that is, the piece is finished.
         if made.bad:

@@ -76,7 +76,6 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                     "later": later if any(of.bad for of in found.values()) else None,
                 },
             )
-            source.require_unchanged()
             manifest = DatasetManifest(
                 name=source.name,
                 version=version,

@@ -128,8 +128,8 @@ class Rows:
         for part in self.parts:
             if part.stamp_now() != part.stamp:
                 raise DataError(
-                    f"{part.storage.name(part.entry.path)} was changed while it was read. Nothing "
-                    "was made of it: run again when it is finished."
+                    f"{part.storage.name(part.entry.path)} was changed while it was read. "
+                    "Run again when it is finished."
                 )
 
 

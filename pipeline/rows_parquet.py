@@ -50,7 +50,7 @@ class ParquetRows:
         used = [IMAGE] + [ID] * self.own_ids + [LABEL] * self.labelled
         wanted = list(dict.fromkeys([*used, *columns]))
         with self.storage.open(self.entry.path) as file, _named(self.storage.name(self.entry.path)):
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
             if missing := [name for name in wanted if name not in parquet.schema_arrow.names]:
                 raise DataError(
                     f"{self.storage.name(self.entry.path)} has no column {missing[0]!r}."
@@ -72,7 +72,7 @@ def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> 
     """
     name, stamp = storage.name(path), storage.stamp(path)
     with storage.open(path) as file, _named(name):
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         schema, rows = parquet.schema_arrow, int(parquet.metadata.num_rows)
         for field in schema:
             _check_type(name, field.name, field.type)

@@ -48,11 +48,6 @@ class Source:
     def shape(self) -> tuple[int, int]:
         return self.splits["train"].shape
 
-    def require_unchanged(self) -> None:
-        """DataError where a file is no longer what was opened."""
-        for rows in self.splits.values():
-            rows.require_unchanged()
-
 
 def open_source(data: Data) -> Source:
     """Finds or downloads, and checks, the files that the settings ask for.
