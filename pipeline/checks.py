@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.rows import Block, Ints
 MAX_CLASSES = 256
 """Labels are uint8."""
 
-ROWS_AT_A_TIME = 500
+ROWS_AT_A_TIME = 100
 
 EXAMPLES = 5
 """Ids that are shown of rows that are bad in the same way."""
@@ -94,56 +95,65 @@ def inspect(
         int(at): f"the label {block.labels[at]} is not one of 0 to {highest - 1}"
         for at in np.flatnonzero((block.labels < 0) | (block.labels >= highest))
     }
-    words = _words(block.images)
-    for row in np.flatnonzero((words == words[:, :1]).all(1)):
+    hashes = _hashes(block.images)
+    # Few images have the hash of one of a single colour; those are looked at.
+    for row in np.flatnonzero(np.isin(hashes, _plain(prod(block.images.shape[1:])))):
         if (block.images[row] == block.images[row, 0, 0]).all():
             reasons.setdefault(int(row), f"all pixels are {block.images[row, 0, 0]}")
-    hashes: Hashes = np.einsum("ij,j->i", words, _factors(words.shape[1]))
-    for row in np.flatnonzero(_is_in(hashes, later)):
+    for row in np.flatnonzero(np.isin(hashes, _common(hashes, later))):
         reasons.setdefault(int(row), "the image stands in a later split")
     sound = block.without(reasons)
     assert sound.labels is not None
-    labels, at = np.unique(sound.labels, return_index=True)
+    counts = np.bincount(sound.labels, minlength=MAX_CLASSES)
     found = Findings(
         rows=len(sound.ids),
-        labels=np.bincount(sound.labels, minlength=MAX_CLASSES),
+        labels=counts,
         hashes=[np.delete(hashes, list(reasons))],
-        first={int(k): int(i) for k, i in zip(labels, sound.ids[at], strict=True)},
+        first={int(k): int(sound.ids[sound.labels == k][0]) for k in np.flatnonzero(counts)},
     )
     # Few at a time, so that they stay in the cache.
     for start in range(0, len(sound.ids), ROWS_AT_A_TIME):
         pixels = sound.images[start : start + ROWS_AT_A_TIME].ravel().astype(np.float32)
-        found.total += float(pixels.sum())
-        found.total_of_squares += float(np.vdot(pixels, pixels))
+        found.total += float(np.dot(pixels, np.ones_like(pixels)))
+        found.total_of_squares += float(np.dot(pixels, pixels))
     for bad in sound.bad:
         found.note(bad.reason, [bad.id], 1)
     return sound, found
 
 
-def _words(images: Array) -> Hashes:
-    """The pixels of each image, eight at a time; the last are repeated where they do not go up."""
+def _hashes(images: Array) -> Hashes:
+    """Of each image: those that differ share one with a chance of 2^-63 (multilinear hashing;
+    Lemire and Kaser, "Strongly universal string hashing is fast", 2014)."""
     flat = images.reshape(len(images), -1)
+    # Eight pixels a word; the last are repeated where they do not go up.
     if padding := -flat.shape[1] % 8:
         flat = np.pad(flat, ((0, 0), (0, padding)), mode="edge")
-    words: Hashes = np.ascontiguousarray(flat).view(np.uint64)
-    return words
+    words = np.ascontiguousarray(flat).view(np.uint64)
+    hashes: Hashes = np.einsum("ij,j->i", words, _factors(words.shape[1]))
+    return hashes
 
 
 @cache
 def _factors(count: int) -> Hashes:
-    """Of the hash: images that differ share one with a chance of 2^-63 (multilinear hashing;
-    Lemire and Kaser, "Strongly universal string hashing is fast", 2014)."""
     random = np.random.default_rng(0).integers(0, 1 << 63, count, np.uint64)
     return random * np.uint64(2) + np.uint64(1)
 
 
-def _is_in(hashes: Hashes, known: Hashes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Which of the hashes are among the known ones, which are sorted."""
+@cache
+def _plain(pixels: int) -> Hashes:
+    """The hashes of the images of this many pixels that are of one colour."""
+    return _hashes(np.repeat(np.arange(256, dtype=np.uint8), pixels).reshape(256, pixels))
+
+
+def _common(hashes: Hashes, known: Hashes) -> Hashes:
+    """Those hashes that are among the known ones, which are sorted."""
     if not len(known):
-        return np.zeros(len(hashes), bool)
-    at = np.searchsorted(known, hashes).clip(max=len(known) - 1)
-    found: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = known[at] == hashes
-    return found
+        return known
+    # In order, they are looked for in places that lie near each other.
+    hashes = np.sort(hashes)
+    is_known = known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes
+    common: Hashes = hashes[is_known]
+    return common
 
 
 def require_sound(

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -143,28 +143,27 @@ def require_shared(storage: Storage, folder: str = "") -> None:
     marker = f"{folder}/.shared-{uuid.uuid4().hex}".lstrip("/")
     storage.write(marker, b"")
     try:
-        require_seen(storage, marker)
+        require_seen([storage.uri(marker)])
     finally:
         storage.delete(marker)
 
 
-def require_seen(storage: Storage, path: str) -> None:
-    """ResourcesMissing where a node of the cluster does not see this file of local storage."""
+def require_seen(paths: Collection[str]) -> None:
+    """ResourcesMissing where a node of the cluster does not see one of these local files."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not storage.is_local or len(nodes) == 1:
+    if len(nodes) == 1:
         return
-    look = ray.remote(num_cpus=0)(os.path.exists)
-    here = [
+    look = ray.remote(num_cpus=0)(lambda: [path for path in paths if not os.path.exists(path)])
+    missing = [
         look.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(storage.uri(path))
+        ).remote()
         for node in nodes
     ]
-    seen = sum(ray.get(here))
-    if seen < len(nodes):
+    if blind := [found for found in ray.get(missing) if found]:
         raise ResourcesMissing(
-            f"{storage.name(path)} is seen by {seen} of {len(nodes)} nodes of the cluster. "
-            "Use a folder or URI that all of them share."
+            f"{blind[0][0]} is seen by {len(nodes) - len(blind)} of {len(nodes)} nodes of the "
+            "cluster. Use a folder or URI that all of them share."
         )
 
 

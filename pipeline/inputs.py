@@ -12,7 +12,7 @@ from pipeline.rows import Part, Rows
 from pipeline.rows_idx import IdxRows, open_idx
 from pipeline.rows_parquet import ParquetRows, open_parquet
 from pipeline.rows_pictures import open_pictures, pictures_in
-from pipeline.storage import Storage
+from pipeline.storage import Storage, in_threads
 
 WILD = "*?["
 
@@ -62,14 +62,14 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Part]:
         elif storage.is_folder(path):
             found = [file for file in storage.files(path) if file.endswith(".parquet")]
             if not found and (pictures := pictures_in(storage, path)):
-                yield open_pictures(storage, path, pictures)
+                yield from open_pictures(storage, path, pictures)
                 return
         else:
             found = [path]
         if not found:
             raise DataError(f"--input {name!r}: no Parquet, IDX or picture has such a name.")
-        for file in found:
-            yield _open_file(storage, file, image)
+        for parts in in_threads(lambda file: _open_file(storage, file, image), found):
+            yield from parts
     except OSError as error:
         raise DataError(
             f"--input {name!r} could not be read ({error.strerror or error}). Give Parquet, IDX "
@@ -84,11 +84,11 @@ def _dataset(root: Storage, name: str) -> DatasetManifest | None:
     return find(root, f"datasets/{parts[0]}/{parts[1]}", DatasetManifest)
 
 
-def _open_file(storage: Storage, path: str, image: ImageSpec) -> Part:
+def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Part]:
     with storage.open(path) as file:
         start = file.read(8)
     if start.startswith(b"PAR1"):
-        return open_parquet(storage, path, image.shape)
+        return [open_parquet(storage, path, image.shape)]
     if is_picture(start):
         return open_pictures(storage, path, [path])
-    return IdxRows(open_idx(storage, path, rank=3))
+    return [IdxRows(open_idx(storage, path, rank=3))]

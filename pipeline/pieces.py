@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from pipeline.rows import Bad, Block, Rows
 from pipeline.shards import to_parquet
 from pipeline.storage import Storage
 
-MAX_PIECES_A_TASK, TASKS_A_CPU = 16, 8
+MAX_PIECES_A_TASK, TASKS_A_CPU = 64, 8
 
 REJECTED = "rejected/"
 """Where the side files lie: of rows that were left out, `id` int64 and `reason`."""
@@ -60,20 +61,32 @@ class Target(NamedTuple):
     folder: str
     force: bool
 
-    def write(self, piece: Piece, make: Callable[[Piece], Made]) -> dict[str, Any]:
-        """The entries of the files of a piece, and whether they were made for it."""
-        if not self.force and (found := self._finished(piece)):
-            return {"entries": [entry.model_dump() for entry in found], "made": False}
-        made = make(piece)
-        assert made.rows + len(made.bad) == piece.num_rows
-        # Else what was made of other content would be taken for finished, under the name of this.
-        piece.rows.require_unchanged()
-        entries = list[FileEntry]()
-        # Before the shard: where that is, the piece is finished.
-        if made.bad:
-            entries.append(self._put(piece.side_path, _table(made.bad), len(made.bad)))
-        entries.append(self._put(piece.path, made.shard, made.rows))
-        return {"entries": [entry.model_dump() for entry in entries], "made": True}
+    def write(self, pieces: Sequence[Piece], make: Callable[[Piece], Made]) -> list[dict[str, Any]]:
+        """The entries of the files of each piece, and whether they were made for it."""
+        stored = list[Future[dict[str, Any]]]()
+        with ThreadPoolExecutor(1) as disk:
+            for piece in pieces:
+                there = None if self.force else self._finished(piece)
+                made = make(piece) if there is None else None
+                # While this one was made, the one before was on its way to the disk.
+                for before in stored[-1:]:
+                    before.result()
+                stored.append(disk.submit(self._store, piece, there, made))
+        return [future.result() for future in stored]
+
+    def _store(
+        self, piece: Piece, there: list[FileEntry] | None, made: Made | None
+    ) -> dict[str, Any]:
+        entries = there or []
+        if made:
+            assert made.rows + len(made.bad) == piece.num_rows
+            # Else what was made of other content would be taken for finished, under this name.
+            piece.rows.require_unchanged()
+            # Before the shard: where that is, the piece is finished.
+            if made.bad:
+                entries.append(self._put(piece.side_path, _table(made.bad), len(made.bad)))
+            entries.append(self._put(piece.path, made.shard, made.rows))
+        return {"entries": [entry.model_dump() for entry in entries], "made": made is not None}
 
     def _put(self, path: str, data: pa.Buffer, rows: int) -> FileEntry:
         return write_file(self.storage, self.folder, path, data, rows=rows)

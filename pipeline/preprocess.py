@@ -54,8 +54,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
         return done
     with cluster.connected():
         for rows in source.splits.values():
-            for part in rows.parts:
-                cluster.require_seen(part.storage, part.entry.path)
+            cluster.require_seen(rows.local_paths)
         cluster.require(cpus=1)
         found, later = _inspect(source, splits, data.rows_per_shard)
         image = ImageSpec(*source.shape, _class_names(source, found["train"]))
@@ -186,7 +185,7 @@ def _write_shards(
         rows = shards.Split(block.ids, block.images, block.labels.astype(np.uint8))
         return Made(shards.encode(rows, image), len(block.ids), block.bad)
 
-    return [target.write(piece, make) for piece in pieces.unpacked(item)]
+    return target.write(pieces.unpacked(item), make)
 
 
 def _describe(

@@ -100,6 +100,12 @@ class Rows:
     def files(self) -> tuple[FileEntry, ...]:
         return tuple(part.entry for part in self.parts)
 
+    @property
+    def local_paths(self) -> set[str]:
+        """Where the parts lie, of those that are no objects of a store."""
+        local = (part for part in self.parts if part.storage.is_local)
+        return {part.storage.uri(part.entry.path) for part in local}
+
     def read(self, start: int, stop: int, columns: Sequence[str] = ()) -> Block:
         """Rows of a range over all parts."""
         blocks, first = list[Block](), 0

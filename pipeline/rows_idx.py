@@ -57,7 +57,7 @@ class IdxRows:
 
     def stamp_now(self) -> Stamp:
         files = [self.images] + ([self.labels] if self.labels else [])
-        return tuple(part for file in files for part in self.storage.stamp(file.entry.path))
+        return self.storage.stamp(*(file.entry.path for file in files))
 
     def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> Block:
         if columns:

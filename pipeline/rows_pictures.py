@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.contract import DataError
-from pipeline.manifest import FileEntry
+from pipeline.manifest import FileEntry, describe
 from pipeline.pictures import grey, is_picture
 from pipeline.rows import Block
-from pipeline.storage import Stamp, Storage
+from pipeline.storage import Stamp, Storage, in_threads
 
+PICTURES_A_PART = 1000
 SUFFIXES = (".png", ".jpg", ".jpeg")
 PATH = "path"
 """The column that pictures have: where each lies in its folder."""
@@ -32,7 +33,7 @@ class PictureRows:
     labels: tuple[int, ...] | None = None
 
     def stamp_now(self) -> Stamp:
-        return self.storage.stamp(self.entry.path)
+        return self.storage.stamp(*self.paths)
 
     def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> Block:
         if other := [name for name in columns if name != PATH]:
@@ -69,23 +70,34 @@ def pictures_in(storage: Storage, folder: str) -> list[str]:
 
 def open_pictures(
     storage: Storage, folder: str, paths: Sequence[str], classes: Sequence[str] | None = None
-) -> PictureRows:
+) -> list[PictureRows]:
     """Pictures of a folder, one or more, each in a folder of its class where there are classes.
 
     DataError where the first is none to read: it says the size of all.
     """
-    stamp = storage.stamp(folder)
-    content, size = hashlib.sha256(), 0
-    for path in paths:
-        data = storage.read(path)
-        content.update(f"{path}\0{hashlib.sha256(data).hexdigest()}\n".encode())
-        size += len(data)
     try:
         height, width = grey(storage.read(paths[0])).shape
     except DataError as error:
         raise DataError(f"{storage.name(paths[0])}: {error}") from None
-    entry = FileEntry(path=folder, bytes=size, sha256=content.hexdigest(), rows=len(paths))
-    labels = None
-    if classes is not None:
-        labels = tuple(classes.index(path.rsplit("/", 2)[-2]) for path in paths)
-    return PictureRows(storage, entry, (height, width), stamp, tuple(paths), labels)
+    labels = {name: label for label, name in enumerate(classes or ())}
+    parts = []
+    # A part goes to each task that needs some of it, so it must not name all of them.
+    for start in range(0, len(paths), PICTURES_A_PART):
+        some = tuple(paths[start : start + PICTURES_A_PART])
+        stamp = storage.stamp(*some)
+        found = in_threads(lambda path: describe(path, storage.read(path)), some)
+        entry = FileEntry(
+            path=folder,
+            bytes=sum(picture.bytes for picture in found),
+            sha256=digest_of(found),
+            rows=len(some),
+        )
+        of = tuple(labels[path.rsplit("/", 2)[-2]] for path in some) if classes else None
+        parts.append(PictureRows(storage, entry, (height, width), stamp, some, of))
+    return parts
+
+
+def digest_of(files: Iterable[FileEntry]) -> str:
+    """The sha256 of the paths and digests of several files."""
+    lines = "".join(f"{file.path}\0{file.sha256}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -83,8 +83,7 @@ def _score(
     parts = pieces.cut(rows, 0, rows.num_rows, split="input", path=path, rows_per_shard=size)
     with cluster.connected():
         cluster.require_shared(output)
-        for part in rows.parts:
-            cluster.require_seen(part.storage, part.entry.path)
+        cluster.require_seen(rows.local_paths)
         workers = min(settings.num_workers or cluster.num_free_cpus(), len(parts))
         gpus = 1 if settings.device == "cuda" else 0
         cluster.require(cpus=workers, gpus=gpus * workers)
@@ -118,7 +117,7 @@ class Scorer:
         self.predictor = Predictor(storage, find_model(storage, model), device=device)
 
     def __call__(self, item: dict[str, Any]) -> list[dict[str, Any]]:
-        return [self.target.write(piece, self._score) for piece in pieces.unpacked(item)]
+        return self.target.write(pieces.unpacked(item), self._score)
 
     def _score(self, piece: Piece) -> Made:
         block = piece.read(self.settings.columns)

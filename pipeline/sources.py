@@ -23,8 +23,8 @@ from pipeline.profiles import PROFILES, ROLES, Profile
 from pipeline.rows import Part, Rows, require_one_shape
 from pipeline.rows_idx import IdxFile, IdxRows, open_idx
 from pipeline.rows_parquet import ParquetRows, open_parquet
-from pipeline.rows_pictures import open_pictures, pictures_in
-from pipeline.storage import Storage
+from pipeline.rows_pictures import digest_of, open_pictures, pictures_in
+from pipeline.storage import Storage, in_threads
 
 SPLITS = {"train": "train", "val": "val|valid|validation", "test": "test"}
 """Names of the folders or files of a split."""
@@ -166,7 +166,8 @@ def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
 
 def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
     names = profile.files if profile else ROLES
-    files = {role: _open_file(storage, role, file, names) for role, file in names.items()}
+    found = in_threads(lambda role: _open_file(storage, role, names), names)
+    files = dict(zip(names, found, strict=True))
     for split in ("train", "test"):
         images, labels = (files[f"{split}_{kind}"].shape for kind in ("images", "labels"))
         if images[0] != labels[0]:
@@ -175,10 +176,10 @@ def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
                 "Give files that belong together."
             )
     for role, sha256 in (profile.sha256 if profile else {}).items():
-        if (found := files[role].entry.sha256) != sha256:
+        if (content := files[role].entry.sha256) != sha256:
             raise DataError(
                 f"{files[role].entry.path} is not {name}'s: its content has sha256 "
-                f"{found[:12]}, not {sha256[:12]}. Fetch it again, or name your own data set by "
+                f"{content[:12]}, not {sha256[:12]}. Fetch it again, or name your own data set by "
                 "--data.name."
             )
     transposed, first = (profile.transposed, profile.first_label) if profile else (False, 0)
@@ -191,7 +192,8 @@ def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
     return _source(name, {k: [part] for k, part in parts.items()}, digests, names_of_classes)
 
 
-def _open_file(storage: Storage, role: str, file: str, names: Mapping[str, str]) -> IdxFile:
+def _open_file(storage: Storage, role: str, names: Mapping[str, str]) -> IdxFile:
+    file = names[role]
     for name in (file, file.replace("-idx", ".idx")):
         for path in (f"{name}.gz", name):
             try:
@@ -210,10 +212,10 @@ def _open_pictures(storage: Storage, name: str, paths: Sequence[str]) -> Source:
     splits = _by_split(storage, paths)
     classes = sorted({path.rsplit("/", 2)[-2] for of in splits.values() for path in of})
     parts = {
-        split: [open_pictures(storage, of[0].split("/")[0], of, classes)]
+        split: open_pictures(storage, of[0].split("/")[0], of, classes)
         for split, of in splits.items()
     }
-    digests = {split: part.entry.sha256 for split, (part,) in parts.items()}
+    digests = {split: digest_of(part.entry for part in of) for split, of in parts.items()}
     return _source(name, parts, digests, tuple(classes))
 
 
@@ -221,7 +223,9 @@ def _open_parquet(storage: Storage, name: str, paths: Sequence[str]) -> Source:
     splits = _by_split(storage, [path for path in paths if path.endswith(".parquet")])
     # Ids are positions here: those of files may repeat.
     opened = {
-        split: [replace(open_parquet(storage, path, None), own_ids=False) for path in of]
+        split: in_threads(
+            lambda path: replace(open_parquet(storage, path, None), own_ids=False), of
+        )
         for split, of in splits.items()
     }
     for part in (part for parts in opened.values() for part in parts):

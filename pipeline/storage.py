@@ -11,10 +11,11 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -24,6 +25,10 @@ from pipeline.contract import StorageError
 
 Stamp: TypeAlias = tuple[int, ...]
 """Sizes in bytes, and times of the last write in ns."""
+
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Storage:
@@ -96,11 +101,10 @@ class Storage:
         with _explained("read", self.name(path)), self.open(path) as file:
             return bytes(file.read())
 
-    def stamp(self, path: str) -> Stamp:
-        """Of a file, or of all files in a folder: what changes with the content."""
-        with _explained("read", self.name(path)):
-            info = self._fs.get_file_info(self._full(path))
-            infos = self._infos(path) if info.type == fs.FileType.Directory else [info]
+    def stamp(self, *paths: str) -> Stamp:
+        """What changes with the content of these files."""
+        with _explained("read", self.name(paths[0])):
+            infos = self._fs.get_file_info([self._full(path) for path in paths])
         return tuple(part for i in infos for part in (i.size or 0, i.mtime_ns or 0))
 
     def is_folder(self, path: str) -> bool:
@@ -110,15 +114,11 @@ class Storage:
 
     def files(self, path: str = "") -> list[str]:
         """The files in a folder and in those within, sorted; empty where there is none."""
-        with _explained("read", self.name(path)):
-            start = len(self._base.rstrip("/")) + 1
-            return [info.path[start:] for info in self._infos(path)]
-
-    def _infos(self, path: str) -> list[fs.FileInfo]:
         selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-        infos = self._fs.get_file_info(selector)
-        files = (info for info in infos if info.type == fs.FileType.File)
-        return sorted(files, key=lambda info: info.path)
+        with _explained("read", self.name(path)):
+            infos = self._fs.get_file_info(selector)
+        start = len(self._base.rstrip("/")) + 1
+        return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Makes `path` hold `data`, atomically and durably, replacing what was there."""
@@ -140,6 +140,12 @@ class Storage:
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
+
+
+def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """What the work returns for each, in order: several files at a time, as each is waited for."""
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(work, items))
 
 
 class _explained:

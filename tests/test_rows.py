@@ -19,7 +19,7 @@ from pipeline.idx import Array
 from pipeline.pieces import Made, Piece, Target, cut
 from pipeline.rows import Block, Rows
 from pipeline.rows_parquet import open_parquet
-from pipeline.rows_pictures import open_pictures, pictures_in
+from pipeline.rows_pictures import PICTURES_A_PART, open_pictures, pictures_in
 from pipeline.storage import Storage
 
 SHAPE = (5, 4)
@@ -160,12 +160,23 @@ def test_pictures_are_rows_by_path(tmp_path: Path) -> None:
     (tmp_path / "d.jpg").write_bytes(b"none")
     (tmp_path / "notes.txt").write_bytes(b"")
     storage = Storage(str(tmp_path))
-    rows = Rows((open_pictures(storage, "", pictures_in(storage, "")),))
+    rows = Rows(tuple(open_pictures(storage, "", pictures_in(storage, ""))))
     block = rows.read(0, rows.num_rows, ["path"])
     np.testing.assert_array_equal(block.images, IMAGES[:2])
     assert block.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
     assert [row.id for row in block.bad] == [2, 3]
     assert block.bad[1].reason == "d.jpg: It is no PNG and no JPEG."
+
+
+def test_a_piece_of_many_pictures_names_few(tmp_path: Path) -> None:
+    data = png(IMAGES[0])
+    for number in range(2 * PICTURES_A_PART + 1):
+        (tmp_path / f"{number:05}.png").write_bytes(data)
+    storage = Storage(str(tmp_path))
+    rows = Rows(tuple(open_pictures(storage, "", pictures_in(storage, ""))))
+    (piece,) = cut(rows, 1500, 2001, split="a", path="part-{}", rows_per_shard=501)
+    assert piece.read().ids.tolist() == list(range(1500, 2001))
+    assert [len(part.paths) for part in piece.rows.parts] == [PICTURES_A_PART, 1]  # type: ignore[attr-defined]
 
 
 def test_rows_go_on_over_the_parts(tmp_path: Path) -> None:
@@ -189,5 +200,5 @@ def test_nothing_is_written_of_a_part_that_changes_while_it_is_read(tmp_path: Pa
 
     target = Target(Storage(str(tmp_path / "out")), "", force=False)
     with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
-        target.write(piece, make)
+        target.write([piece], make)
     assert not (tmp_path / "out").exists()
