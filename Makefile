@@ -7,7 +7,7 @@ BIN := .venv/bin
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
 
-test: .venv/ready $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready)
+test: .venv/ready $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/ready
@@ -40,6 +40,7 @@ lint: .venv/ready
 NEEDS_triton := tritonclient[grpc]==2.69.0
 NEEDS_kserve := kserve==0.21.0
 NEEDS_schemathesis := schemathesis==4.32.5 pillow==12.0.0
+NEEDS_moto := moto[s3]==5.2.5 flask==3.1.2 flask-cors==6.0.1
 NEEDS_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
 NEEDS_litserve := litserve==0.2.19 onnxruntime==1.31.1
 NEEDS_bentoml := bentoml==1.4.38 onnxruntime==1.31.1

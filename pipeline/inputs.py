@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 
 from pipeline.contract import DataError, ImageSpec
-from pipeline.manifest import DatasetManifest, find
+from pipeline.manifest import DatasetManifest, FileEntry, find
 from pipeline.pictures import is_picture
 from pipeline.rows import Part, Rows
 from pipeline.rows_idx import IdxRows, open_idx
 from pipeline.rows_parquet import ParquetRows, open_parquet
 from pipeline.rows_pictures import open_pictures, pictures_in
-from pipeline.storage import Storage, in_threads
+from pipeline.storage import Storage, in_threads, shown
 
 WILD = "*?["
 
@@ -38,24 +38,16 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Part]:
         split = name.rpartition("/")[2]
         if not dataset.shards(split):
             raise DataError(f"--input {name!r}: the splits are {', '.join(dataset.rows)}.")
-        for entry in dataset.shards(split):
-            path = f"datasets/{dataset.ref}/{entry.path}"
-            # The manifest says what a look into the file would.
-            yield ParquetRows(
-                root,
-                entry.model_copy(update={"path": path}),
-                dataset.image.shape,
-                root.stamp(path),
-                own_ids=True,
-                labelled=True,
-                class_names=dataset.image.class_names,
-            )
+        yield from in_threads(lambda entry: _shard(root, dataset, entry), dataset.shards(split))
         return
-    folder, _, path = name.rpartition("/")
+    # What follows the question mark of a URI are its options.
+    bare, mark, options = name.partition("?") if "://" in name else (name, "", "")
+    folder, _, path = bare.rpartition("/")
     while any(wild in folder for wild in WILD):
         folder, _, inner = folder.rpartition("/")
         path = f"{inner}/{path}"
-    storage = Storage(folder or ("/" if name.startswith("/") else "."))
+    folder = folder or ("/" if name.startswith("/") else ".")
+    storage = Storage(folder + mark + options)
     try:
         if any(wild in path for wild in WILD):
             found = [file for file in storage.files() if fnmatch(file, path)]
@@ -67,13 +59,13 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Part]:
         else:
             found = [path]
         if not found:
-            raise DataError(f"--input {name!r}: no Parquet, IDX or picture has such a name.")
+            raise DataError(f"--input {shown(name)!r}: nothing to score has such a name.")
         for parts in in_threads(lambda file: _open_file(storage, file, image), found):
             yield from parts
     except OSError as error:
         raise DataError(
-            f"--input {name!r} could not be read ({error.strerror or error}). Give Parquet, IDX "
-            "files of images, a folder of pictures, or NAME/VERSION/SPLIT of a dataset."
+            f"--input {shown(name)!r} could not be read ({error.strerror or error}). Give Parquet, "
+            "IDX files of images, a folder of pictures, or NAME/VERSION/SPLIT of a dataset."
         ) from None
 
 
@@ -82,6 +74,20 @@ def _dataset(root: Storage, name: str) -> DatasetManifest | None:
     if len(parts) != 3 or not all(parts):
         return None
     return find(root, f"datasets/{parts[0]}/{parts[1]}", DatasetManifest)
+
+
+def _shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> ParquetRows:
+    """A shard, of which the manifest says what a look into it would."""
+    path = f"datasets/{dataset.ref}/{entry.path}"
+    return ParquetRows(
+        root,
+        entry.model_copy(update={"path": path}),
+        dataset.image.shape,
+        root.stamp(path),
+        own_ids=True,
+        labelled=True,
+        class_names=dataset.image.class_names,
+    )
 
 
 def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Part]:

@@ -54,7 +54,7 @@ def score(settings: Score) -> ScoresManifest:
             say(f"scores of {done.rows:,} rows are there already")
             return done
         raise SettingError(
-            f"--output {settings.output!r} holds scores of other input, model or settings. "
+            f"--output {output.name()!r} holds scores of other input, model or settings. "
             "Give another folder, or replace them by --force."
         )
     # What is wrong with the model is better said here than by an actor that does not start.

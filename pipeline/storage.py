@@ -45,7 +45,9 @@ class Storage:
             else:
                 self._fs, self._base = fs.FileSystem.from_uri(root)
         except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"{root!r} is not a folder or a known URI: {error}.") from None
+            raise StorageError(
+                f"{shown(root)!r} is not a folder or a URI that works: {error}."
+            ) from None
         self.root = root.rstrip("/") if root != "/" else root
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
@@ -62,11 +64,8 @@ class Storage:
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}".rstrip("/")))
 
     def name(self, path: str = "") -> str:
-        """The same for people: without credentials and options."""
-        if self.is_local:
-            return self.uri(path)
-        parts = urlsplit(self.uri(path))
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+        """The same for people."""
+        return shown(self.uri(path))
 
     @contextmanager
     def locked(self, path: str, *, wait: bool = False) -> Iterator[None]:
@@ -140,6 +139,14 @@ class Storage:
 
     def _full(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
+
+
+def shown(uri: str) -> str:
+    """A path or URI without credentials and options."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:

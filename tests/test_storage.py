@@ -40,7 +40,7 @@ def test_a_path_through_a_file_is_an_error_that_says_so(tmp_path: Path) -> None:
 
 
 def test_an_unknown_uri_is_an_error() -> None:
-    with pytest.raises(StorageError, match="is not a folder or a known URI"):
+    with pytest.raises(StorageError, match="is not a folder or a URI that works"):
         Storage("gopher://somewhere")
 
 

@@ -1,0 +1,117 @@
+"""An S3 server on loopback, and a way to it that fails, stalls and cuts connections."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import socket
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pyarrow import fs
+
+REPOSITORY = Path(__file__).parents[1]
+FEW = 1500
+"""Bytes that get through before a connection is cut or stalls."""
+
+Fault = Literal["none", "fail", "cut request", "cut reply", "stall"]
+
+
+@dataclass(frozen=True)
+class S3:
+    """A server with one bucket, at this port of this machine."""
+
+    port: int
+
+    @property
+    def files(self) -> fs.S3FileSystem:
+        address = {"scheme": "http", "endpoint_override": f"127.0.0.1:{self.port}"}
+        keys = {"access_key": "a", "secret_key": "b", "region": "us-east-1"}
+        return fs.S3FileSystem(**keys, **address, allow_bucket_creation=True)
+
+    def uri(self, path: str = "") -> str:
+        options = f"scheme=http&endpoint_override=127.0.0.1:{self.port}&region=us-east-1"
+        return f"s3://a:b@bucket/{path}?{options}"
+
+    def put(self, folder: Path, path: str) -> None:
+        """Copies a folder into the bucket."""
+        source = fs.LocalFileSystem()
+        fs.copy_files(str(folder), f"bucket/{path}", source, self.files)
+
+    def get(self, path: str, folder: Path) -> Path:
+        """Copies what lies under a path of the bucket into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(f"bucket/{path}", str(folder), self.files, fs.LocalFileSystem())
+        return folder
+
+
+@contextmanager
+def started() -> Iterator[S3]:
+    """moto's server, of the venv that `make test` has made for it."""
+    program = str(REPOSITORY / ".venv-others/moto/bin/moto_server")
+    command = [program, "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            ready = next(line for line in process.stderr if "Running on http" in line)
+            # Else it would wait for someone to read of each request.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            server = S3(int(re.findall(r":(\d+)", ready)[0]))
+            server.files.create_dir("bucket")
+            yield server
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[S3]:
+    """The same server, to which each connection has the next of these faults, over and over."""
+    left = itertools.cycle(faults)
+
+    class Connection(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            fault = next(left)
+            with suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as there:
+                if fault == "fail":
+                    self.request.recv(1 << 16)
+                    self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+                    return
+                there_limit = FEW if fault == "cut request" else None
+                back_limit = FEW if fault in ("cut reply", "stall") else None
+                pump = threading.Thread(target=_pump, args=(self.request, there, there_limit))
+                pump.start()
+                _pump(there, self.request, back_limit)
+                if fault == "stall":
+                    # Until the client has had enough.
+                    pump.join()
+                for end in (there, self.request):
+                    with suppress(OSError):
+                        end.shutdown(socket.SHUT_RDWR)
+                pump.join()
+
+    class Way(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Way(("127.0.0.1", 0), Connection) as way:
+        threading.Thread(target=way.serve_forever, daemon=True).start()
+        yield S3(way.server_address[1])
+        way.shutdown()
+
+
+def _pump(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+    """Carries bytes until one end closes, or so many of them."""
+    with suppress(OSError):
+        while limit is None or limit > 0:
+            data = source.recv(min(limit or 1 << 16, 1 << 16))
+            if not data:
+                break
+            target.sendall(data)
+            limit = None if limit is None else limit - len(data)
+        if limit is None:
+            target.shutdown(socket.SHUT_WR)
