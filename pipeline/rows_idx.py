@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import BinaryIO, cast
 
 import numpy as np
 
 from pipeline import idx
+from pipeline.console import warn
 from pipeline.contract import DataError
 from pipeline.manifest import FileEntry
 from pipeline.rows import Block
 from pipeline.storage import Stamp, Storage
+
+LARGE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -85,5 +89,9 @@ def open_idx(storage: Storage, path: str, *, rank: int) -> IdxFile:
         raise
     except OSError as error:
         raise DataError(f"{storage.name(path)} could not be read: {error}.") from None
+    if size < prod(found.shape) > LARGE_BYTES:
+        warn(
+            f"{path} is large and gzipped, so each shard reads it from its start: unpack it first."
+        )
     entry = FileEntry(path=path, bytes=size, sha256=found.sha256, rows=found.shape[0])
     return IdxFile(storage, entry, found.shape, stamp)

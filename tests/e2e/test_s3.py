@@ -23,7 +23,8 @@ from tests.s3 import S3, Fault
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-FAULTS: list[Fault] = ["none", "cut reply", "none", "fail", "cut request", "none"] * 6 + ["stall"]
+MOST: list[Fault] = ["none", "cut reply", "none", "fail", "cut request", "none"]
+FAULTS: list[Fault] = [*(6 * MOST), "stall"]
 
 
 @pytest.fixture(scope="module")
