@@ -21,7 +21,8 @@ from pipeline.rows import Block, Ints
 MAX_CLASSES = 256
 """Labels are uint8."""
 
-ROWS_AT_A_TIME = 100
+PIXELS_AT_A_TIME = 1 << 16
+"""So many squares of pixels add up to less than 2^32, and stay in the cache."""
 
 EXAMPLES = 5
 """Ids that are shown of rows that are bad in the same way."""
@@ -35,8 +36,8 @@ class Findings:
 
     rows: int = 0
     labels: Ints = field(default_factory=lambda: np.zeros(MAX_CLASSES, np.int64))
-    total: float = 0.0
-    total_of_squares: float = 0.0
+    total: int = 0
+    total_of_squares: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[int]] = field(default_factory=dict)
     hashes: list[Hashes] = field(default_factory=list)
@@ -65,10 +66,11 @@ class Findings:
         self.examples[reason] = sorted([*known, *ids])[:EXAMPLES]
 
     def refuse_labels(self, num_classes: int) -> None:
-        """Counts rows of labels from `num_classes` on as bad."""
+        """Counts rows of labels from `num_classes` on as bad; their pixels stay in the mean."""
         for label in [label for label in self.first if label >= num_classes]:
             reason = f"the label {label} is not one of 0 to {num_classes - 1}"
             self.note(reason, [self.first.pop(label)], int(self.labels[label]))
+            self.rows -= int(self.labels[label])
 
     def summary(self, class_names: tuple[str, ...], pixels: int) -> dict[str, Any]:
         """Rows of each class, mean and standard deviation of all pixels, 0 to 255."""
@@ -111,38 +113,38 @@ def inspect(
         hashes=[np.delete(hashes, list(reasons))],
         first={int(k): int(sound.ids[sound.labels == k][0]) for k in np.flatnonzero(counts)},
     )
-    # Few at a time, so that they stay in the cache.
-    for start in range(0, len(sound.ids), ROWS_AT_A_TIME):
-        pixels = sound.images[start : start + ROWS_AT_A_TIME].ravel().astype(np.float32)
-        found.total += float(np.dot(pixels, np.ones_like(pixels)))
-        found.total_of_squares += float(np.dot(pixels, pixels))
+    flat = sound.images.reshape(-1)
+    for start in range(0, len(flat), PIXELS_AT_A_TIME):
+        pixels = flat[start : start + PIXELS_AT_A_TIME].astype(np.uint32)
+        found.total += int(np.einsum("i->", pixels))
+        found.total_of_squares += int(np.einsum("i,i->", pixels, pixels))
     for bad in sound.bad:
         found.note(bad.reason, [bad.id], 1)
     return sound, found
 
 
 def _hashes(images: Array) -> Hashes:
-    """Of each image: those that differ share one with a chance of 2^-63 (multilinear hashing;
+    """Of each image: those that differ share one with a chance of 2^-33 at most, where they differ
+    by the highest bit of a word alone, and of 2^-64 where the lowest differs (multilinear hashing;
     Lemire and Kaser, "Strongly universal string hashing is fast", 2014)."""
-    flat = images.reshape(len(images), -1)
-    # Eight pixels a word; the last are repeated where they do not go up.
-    if padding := -flat.shape[1] % 8:
-        flat = np.pad(flat, ((0, 0), (0, padding)), mode="edge")
-    words = np.ascontiguousarray(flat).view(np.uint64)
+    flat = images.reshape(len(images), prod(images.shape[1:]))
+    # Four pixels a word.
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 4))) if flat.shape[1] % 4 else flat
+    words = np.ascontiguousarray(flat).view(np.uint32)
     hashes: Hashes = np.einsum("ij,j->i", words, _factors(words.shape[1]))
     return hashes
 
 
 @cache
 def _factors(count: int) -> Hashes:
-    random = np.random.default_rng(0).integers(0, 1 << 63, count, np.uint64)
-    return random * np.uint64(2) + np.uint64(1)
+    return np.frombuffer(np.random.default_rng(0).bytes(8 * count), dtype=np.uint64)
 
 
 @cache
 def _plain(pixels: int) -> Hashes:
-    """The hashes of the images of this many pixels that are of one colour."""
-    return _hashes(np.repeat(np.arange(256, dtype=np.uint8), pixels).reshape(256, pixels))
+    """The hashes of the images of this many pixels that are of one colour: multiples of one."""
+    plain: Hashes = np.multiply(_hashes(np.ones((1, pixels), np.uint8)), np.arange(256, dtype="u8"))
+    return plain
 
 
 def _common(hashes: Hashes, known: Hashes) -> Hashes:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -160,10 +161,11 @@ def require_seen(paths: Collection[str]) -> None:
         ).remote()
         for node in nodes
     ]
-    if blind := [found for found in ray.get(missing) if found]:
+    if missed := Counter(path for found in ray.get(missing) for path in found):
+        ((path, count),) = missed.most_common(1)
         raise ResourcesMissing(
-            f"{blind[0][0]} is seen by {len(nodes) - len(blind)} of {len(nodes)} nodes of the "
-            "cluster. Use a folder or URI that all of them share."
+            f"{path} is seen by {len(nodes) - count} of {len(nodes)} nodes of the cluster. "
+            "Use a folder or URI that all of them share."
         )
 
 

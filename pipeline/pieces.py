@@ -1,8 +1,8 @@
 """Row ranges -> shards, by Ray Data: what preprocessing and scoring share.
 
-Ray Data carries ranges, not rows. A task reads its range and writes its shard whole or not at all,
-under a name that the range decides. So a task that is tried again changes nothing, a command that
-was killed goes on where it was, and memory does not grow with the data.
+Ray Data carries ranges, not rows. A task reads its ranges and writes the shard of each whole or
+not at all, under a name that the range decides. So a task that is tried again changes nothing, a
+command that was killed goes on where it was, and memory does not grow with the data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rows of images in files of any kind that is known here, read by ranges, with what is wrong apart.
 
-A `Part` is a file, or a folder of pictures; `Rows` are the parts in order. Preprocessing and
+A `Part` is a file, or some pictures of a folder; `Rows` are the parts in order. Preprocessing and
 scoring read all they read through these.
 """
 
@@ -58,7 +58,7 @@ class Block:
 
 
 class Part(Protocol):
-    """Rows of one file or folder: its `entry` has their number and a digest of the content."""
+    """Rows of one file, or of pictures of a folder: `entry` has their number and their digest."""
 
     @property
     def storage(self) -> Storage: ...

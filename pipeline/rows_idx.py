@@ -79,19 +79,12 @@ class IdxRows:
 
 def open_idx(storage: Storage, path: str, *, rank: int) -> IdxFile:
     """An IDX file, read through once; FileNotFoundError where there is none, DataError where it is
-    not one of this rank."""
+    not one of this rank, StorageError where it cannot be read."""
     stamp = storage.stamp(path)
-    try:
-        with storage.open(path) as file:
-            size = file.size()
-            found = idx.inspect(cast(BinaryIO, file), name=path, rank=rank, compressed_bytes=size)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DataError(f"{storage.name(path)} could not be read: {error}.") from None
+    with storage.open(path) as file:
+        size = file.size()
+        found = idx.inspect(cast(BinaryIO, file), name=path, rank=rank, compressed_bytes=size)
     if size < prod(found.shape) > LARGE_BYTES:
-        warn(
-            f"{path} is large and gzipped, so each shard reads it from its start: unpack it first."
-        )
+        warn(f"{path} is large and gzipped: each shard reads it from its start. Unpack it first.")
     entry = FileEntry(path=path, bytes=size, sha256=found.sha256, rows=found.shape[0])
     return IdxFile(storage, entry, found.shape, stamp)

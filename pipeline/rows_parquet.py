@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from math import isqrt
 
 import numpy as np
@@ -150,7 +151,9 @@ def _shape_of(parquet: pq.ParquetFile, name: str, shape: tuple[int, int] | None)
         return int(height), int(width)
     if pa.types.is_fixed_size_binary(kind):
         return _sized(kind.byte_width, metadata, name, shape)
-    first = _read_range(parquet, [IMAGE], 0, 1)[IMAGE].drop_null()
+    # One row is decoded, not all of the row group.
+    (batch,) = islice(parquet.iter_batches(1, columns=[IMAGE], use_threads=False), 1)
+    first = pa.chunked_array([batch.column(0)]).drop_null()
     if not len(first):
         raise DataError(f"{name}: the first image is null. Put one that is whole first.")
     if (binary := _binary(first)) is not None:

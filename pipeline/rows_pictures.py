@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.contract import DataError
+from pipeline.idx import Array
 from pipeline.manifest import FileEntry, describe
 from pipeline.pictures import grey, is_picture
 from pipeline.rows import Block
@@ -40,9 +41,11 @@ class PictureRows:
             raise DataError(f"Pictures have no column {other[0]!r}, but {PATH!r} alone.")
         paths = self.paths[begin:end]
         images, reasons = np.zeros((len(paths), *self.shape), np.uint8), dict[int, str]()
-        for at, path in enumerate(paths):
+        for at, (path, data) in enumerate(
+            zip(paths, in_threads(self.storage.read, paths), strict=True)
+        ):
             try:
-                images[at] = self._picture(path)
+                images[at] = self._pixels(data)
             except DataError as error:
                 reasons[at] = f"{path}: {error}"
         ids = np.arange(first + begin, first + end, dtype=np.int64)
@@ -50,8 +53,7 @@ class PictureRows:
         named = pa.table({PATH: pa.array(paths, pa.string())} if columns else {})
         return Block(ids, images, labels, named).without(reasons)
 
-    def _picture(self, path: str) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        data = self.storage.read(path)
+    def _pixels(self, data: bytes) -> Array:
         if not is_picture(data):
             raise DataError("It is no PNG and no JPEG.")
         pixels = grey(data)

@@ -51,6 +51,11 @@ def score(settings: Score) -> ScoresManifest:
     done = find(output, "", ScoresManifest)
     if done and not settings.force:
         if done.model_copy(update={"files": (), "rejected": 0}) == asked:
+            if done.rejected and settings.on_bad_row == "fail":
+                raise DataError(
+                    f"{done.rejected:,} rows of the scores in {output.name()} were rejected. Mend "
+                    "them and give --force, or leave them by --on-bad-row quarantine."
+                )
             say(f"scores of {done.rows:,} rows are there already")
             return done
         raise SettingError(
@@ -60,6 +65,8 @@ def score(settings: Score) -> ScoresManifest:
     # What is wrong with the model is better said here than by an actor that does not start.
     Predictor(storage, model, device=settings.device)
     with output.locked(".lock"):
+        if find(output, "", ScoresManifest) != done:
+            raise SettingError(f"{output.name()} was written meanwhile. Run again.")
         files = _score(settings, storage, output, asked, rows)
         rejected = sum(e.rows or 0 for e in files if e.path.startswith(REJECTED))
         manifest = asked.model_copy(update={"files": files, "rejected": rejected})
@@ -78,7 +85,7 @@ def _score(
     settings: Score, storage: Storage, output: Storage, asked: ScoresManifest, rows: Rows
 ) -> tuple[FileEntry, ...]:
     # Shards of other input, model or settings have other names, so none can be taken for ours.
-    path = f"part-{digest(asked.model_dump(mode='json'))}-{{:05}}.parquet"
+    path = f"part-{digest(asked.model_dump(mode='json'), settings.on_bad_row)}-{{:05}}.parquet"
     size = settings.rows_per_shard
     parts = pieces.cut(rows, 0, rows.num_rows, split="input", path=path, rows_per_shard=size)
     with cluster.connected():

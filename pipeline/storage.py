@@ -1,7 +1,8 @@
 """Files on any storage root: a local folder, or a URI that pyarrow.fs knows (`s3://`, `gs://`).
 
 A file appears under its name whole or not at all: locally by temporary file, fsync and rename, on
-an object store by one PUT. That is the ground the commit protocol of `manifest.py` stands on.
+an object store as an upload that is completed at its end. That is the ground the commit protocol
+of `manifest.py` stands on.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class Storage:
             else:
                 self._fs, self._base = fs.FileSystem.from_uri(root)
         except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).replace(root, shown(root))
             raise StorageError(
-                f"{shown(root)!r} is not a folder or a URI that works: {error}."
+                f"{shown(root)!r} is not a folder or a URI that works: {reason}."
             ) from None
         self.root = root.rstrip("/") if root != "/" else root
 
@@ -91,19 +93,24 @@ class Storage:
                 ) from None
             yield
 
-    def open(self, path: str) -> pa.NativeFile:
-        """Opens for reading at any position; FileNotFoundError where there is no such file."""
-        return self._fs.open_input_file(self._full(path))
+    @contextmanager
+    def open(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file to read at any position; FileNotFoundError where there is no such file."""
+        full = self._full(path)
+        with _explained("read", self.name(path)), self._fs.open_input_file(full) as file:
+            yield file
 
     def read(self, path: str) -> bytes:
         """The whole content; FileNotFoundError where there is no such file."""
-        with _explained("read", self.name(path)), self.open(path) as file:
+        with self.open(path) as file:
             return bytes(file.read())
 
     def stamp(self, *paths: str) -> Stamp:
         """What changes with the content of these files."""
         with _explained("read", self.name(paths[0])):
-            infos = self._fs.get_file_info([self._full(path) for path in paths])
+            full = [self._full(path) for path in paths]
+            look = self._fs.get_file_info
+            infos = look(full) if self.is_local else in_threads(look, full)
         return tuple(part for i in infos for part in (i.size or 0, i.mtime_ns or 0))
 
     def is_folder(self, path: str) -> bool:
@@ -125,8 +132,13 @@ class Storage:
             if self.is_local:
                 _write_local(Path(self._full(path)), data)
             else:
-                with self._fs.open_output_stream(self._full(path)) as file:
-                    file.write(data)
+                # A signal that came between its beginning and its end would complete it as it is.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(self._upload, path, data).result()
+
+    def _upload(self, path: str, data: bytes | pa.Buffer) -> None:
+        with self._fs.open_output_stream(self._full(path)) as file:
+            file.write(data)
 
     def delete(self, path: str) -> None:
         """Removes a file or a folder, if it is there."""
@@ -145,8 +157,9 @@ def shown(uri: str) -> str:
     """A path or URI without credentials and options."""
     if "://" not in uri:
         return uri
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    scheme, _, rest = uri.partition("://")
+    # Credentials that are not percent-encoded may have any sign in them.
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def in_threads(work: Callable[[A], B], items: Iterable[A]) -> list[B]:

@@ -8,6 +8,7 @@ import socket
 import socketserver
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,9 +71,10 @@ def started() -> Iterator[S3]:
 
 
 @contextmanager
-def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[S3]:
-    """The same server, to which each connection has the next of these faults, over and over."""
-    left = itertools.cycle(faults)
+def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[tuple[S3, Counter[Fault]]]:
+    """The same server, to which each connection has the next of these faults, over and over; and
+    how often each took effect."""
+    left, met = itertools.cycle(faults), Counter[Fault]()
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -81,37 +83,42 @@ def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[S3]:
                 if fault == "fail":
                     self.request.recv(1 << 16)
                     self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+                    met[fault] += 1
                     return
-                there_limit = FEW if fault == "cut request" else None
-                back_limit = FEW if fault in ("cut reply", "stall") else None
-                pump = threading.Thread(target=_pump, args=(self.request, there, there_limit))
-                pump.start()
-                _pump(there, self.request, back_limit)
-                if fault == "stall":
-                    # Until the client has had enough.
-                    pump.join()
-                for end in (there, self.request):
-                    with suppress(OSError):
-                        end.shutdown(socket.SHUT_RDWR)
-                pump.join()
+
+                def carry(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+                    if _carry(source, target, limit):
+                        met[fault] += 1
+                        if fault == "stall":
+                            # Until the client has had enough.
+                            back.join()
+                    for end in (there, self.request):
+                        with suppress(OSError):
+                            end.shutdown(socket.SHUT_RDWR)
+
+                to = FEW if fault == "cut request" else None
+                fro = FEW if fault in ("cut reply", "stall") else None
+                back = threading.Thread(target=carry, args=(self.request, there, to))
+                back.start()
+                carry(there, self.request, fro)
+                back.join()
 
     class Way(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
     with Way(("127.0.0.1", 0), Connection) as way:
         threading.Thread(target=way.serve_forever, daemon=True).start()
-        yield S3(way.server_address[1])
-        way.shutdown()
+        try:
+            yield S3(way.server_address[1]), met
+        finally:
+            way.shutdown()
 
 
-def _pump(source: socket.socket, target: socket.socket, limit: int | None) -> None:
-    """Carries bytes until one end closes, or so many of them."""
+def _carry(source: socket.socket, target: socket.socket, limit: int | None) -> bool:
+    """Carries bytes until one end closes, or so many of them; whether those were all of them."""
     with suppress(OSError):
-        while limit is None or limit > 0:
-            data = source.recv(min(limit or 1 << 16, 1 << 16))
-            if not data:
-                break
+        while data := source.recv(1 << 16 if limit is None else limit):
             target.sendall(data)
-            limit = None if limit is None else limit - len(data)
-        if limit is None:
-            target.shutdown(socket.SHUT_WR)
+            if limit is not None and not (limit := limit - len(data)):
+                return True
+    return False

@@ -130,6 +130,8 @@ def test_rows_that_cannot_be_scored_stop_it_or_stand_apart(
     assert table["id"].to_pylist() == [7, 9]
     (side,) = (tmp_path / "apart" / "rejected").iterdir()
     assert pq.read_table(side).to_pylist() == [{"id": 8, "reason": "the image is null"}]
+    with pytest.raises(DataError, match="1 rows of the scores in .*apart were rejected"):
+        run(artifacts, path, tmp_path / "apart")
 
 
 def test_files_globs_and_folders_are_scored_in_order(artifacts: Artifacts, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from pipeline import idx
+from pipeline.checks import inspect
 from pipeline.config import Data, Preprocess
 from pipeline.contract import DataError
 from pipeline.idx import Array
 from pipeline.manifest import DatasetManifest
 from pipeline.preprocess import preprocess
 from pipeline.profiles import PROFILES, ROLES
+from pipeline.rows import Block
 from pipeline.shards import read_split
 from pipeline.storage import Storage
 
@@ -141,6 +143,33 @@ def test_bad_rows_are_left_out_and_kept_with_the_reason(tmp_path: Path) -> None:
         5: "the image stands in a later split",
         21: "the label 9 is not one of 0 to 1",
     }
+
+
+def test_a_piece_without_a_sound_row_is_left_out(tmp_path: Path) -> None:
+    source, classes = tmp_path / "source", ["cat", "dog"] * 4
+    for seed, split in enumerate(("train", "val", "test")):
+        write_pictures(source, images(8, seed), classes, split)
+    # The last of the split, in the order of paths.
+    (source / "train" / "dog" / "7.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"1 rows of train: train/dog/7.png: It is no PNG"):
+        make(tmp_path / "root", source, rows_per_shard=7)
+    dataset = make(tmp_path / "root", source, rows_per_shard=7, on_bad_row="quarantine")
+    assert dataset.rows == {"train": 7, "val": 8, "test": 8}
+    assert len(read_split(Storage(str(tmp_path / "root")), dataset, "train").images) == 7
+
+
+@pytest.mark.parametrize("difference", [128, 255])
+def test_images_that_differ_by_little_are_no_repeats(difference: int) -> None:
+    """Of pixels 7 and 15, which are the highest of their words of eight."""
+    ones = np.full((64, 4, 4), 100, np.uint8)
+    ones[np.arange(64), 0, 0] = np.arange(64)
+    others = ones.copy()
+    others[:, 1, 3] ^= difference
+    others[:, 3, 3] ^= difference
+    labels = np.zeros(64, np.int64)
+    later = inspect(Block(np.arange(64), others, labels), None, np.zeros(0, np.uint64))[1]
+    known = np.sort(later.hashes[0])
+    assert not inspect(Block(np.arange(64), ones, labels), None, known)[1].bad
 
 
 def test_a_summary_and_a_contact_sheet_stand_beside_the_manifest(tmp_path: Path) -> None:

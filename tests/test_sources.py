@@ -269,7 +269,7 @@ def test_a_folder_in_place_of_a_file_is_refused(source: Path, tmp_path: Path) ->
     copy(source, tmp_path)
     (tmp_path / ROLES["test_labels"]).unlink()
     (tmp_path / ROLES["test_labels"]).mkdir()
-    with pytest.raises(DataError, match="could not be read"):
+    with pytest.raises(StorageError, match="Could not read .*is a directory"):
         open_source(Data(name="bars", source=str(tmp_path)))
 
 

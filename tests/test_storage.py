@@ -80,6 +80,13 @@ def test_options_and_credentials_of_a_uri_stay_out_of_paths_and_messages() -> No
     assert "secret" not in repr(storage)
 
 
+@pytest.mark.parametrize("uri", ["s4://key:secret@bucket/a", "s3://key:se/cret@bucket/a"])
+def test_a_uri_that_does_not_work_is_shown_without_credentials(uri: str) -> None:
+    with pytest.raises(StorageError, match=r"://bucket/a' is not a folder") as error:
+        Storage(uri)
+    assert "cret" not in str(error.value)
+
+
 def test_a_file_uri_is_a_root(tmp_path: Path) -> None:
     storage = Storage((tmp_path / "a b").as_uri())
     storage.write("c", b"x")

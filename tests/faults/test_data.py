@@ -1,6 +1,7 @@
 """SIGKILL of preprocessing and of scoring at random moments, and the same command again.
 
-KILLS says how many times each is killed; a reader looks at the output all the while.
+KILLS says how many times each is killed, and seeds the moments; a reader looks at the output all
+the while.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def kill_and_repeat(command: Command, output: Path, kind: type[Manifest]) -> Non
     assert command.run().returncode == 0
     whole_s, expected = time.monotonic() - started, contents(output)
     shutil.rmtree(output)
-    moments, kills, finished = random.Random(0), 0, 0
+    moments, kills, finished = random.Random(KILLS), 0, 0
     kept = dict[Path, int]()
     while kills < KILLS or not (output / "manifest.json").exists():
         with watched(output, kind) as reader:
