@@ -1,7 +1,7 @@
 """SIGKILL of preprocessing and of scoring at random moments, and the same command again.
 
-KILLS says how many times each is killed, and seeds the moments; a reader looks at the output all
-the while.
+KILLS says how many times each is killed, two at once, each with an output of its own; a
+reader looks at each output all the while.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,12 +30,13 @@ from tests.processes import Command, pipeline
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("KILLS", "20"))
+LANES = 2
 
 
 @pytest.fixture
 def env(ray_session: None) -> Iterator[dict[str, str]]:
     """The way to a Ray that outlives the commands, so that none waits for one of its own."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": LANES})
     token = os.environ["RAY_AUTH_TOKEN"]
     yield {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"}
     cluster.shutdown()
@@ -77,18 +79,19 @@ def contents(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in names}
 
 
-def kill_and_repeat(command: Command, output: Path, kind: type[Manifest]) -> None:
+def kill_and_repeat(command: Command, output: Path, kind: type[Manifest], seed: int) -> str:
     started = time.monotonic()
     assert command.run().returncode == 0
     whole_s, expected = time.monotonic() - started, contents(output)
     shutil.rmtree(output)
-    moments, kills, finished = random.Random(KILLS), 0, 0
+    moments, kills, finished, spared = random.Random(seed), 0, 0, 0
     kept = dict[Path, int]()
-    while kills < KILLS or not (output / "manifest.json").exists():
+    while kills < KILLS // LANES or not (output / "manifest.json").exists():
         with watched(output, kind) as reader:
             with command.started() as process:
+                last = kills == KILLS // LANES
                 try:
-                    process.wait(moments.uniform(0.3, 1) * whole_s if kills < KILLS else None)
+                    process.wait(None if last else moments.uniform(0.3, 1) * whole_s)
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     kills += 1
@@ -98,26 +101,36 @@ def kill_and_repeat(command: Command, output: Path, kind: type[Manifest]) -> Non
         # What was finished is not done again.
         found = shards(output)
         assert {path: found.get(path) for path in kept} == kept
+        spared += len(kept)
         kept = found
         if process.returncode == 0:
             finished += 1
             assert contents(output) == expected
-            if kills < KILLS:
+            if kills < KILLS // LANES:
                 shutil.rmtree(output)
                 kept = {}
     assert contents(output) == expected
-    print(f"killed {kills} times, finished {finished + 1} times, {len(expected)} files")
+    return f"killed {kills} times, finished {finished} times; {spared} files not made again"
+
+
+def in_lanes(work: Callable[[int], str]) -> None:
+    with ThreadPoolExecutor(LANES) as lanes:
+        print(*lanes.map(work, range(LANES)), sep="\n")
 
 
 def test_preprocessing_goes_on_where_it_was(
     env: dict[str, str], source: Path, tmp_path: Path
 ) -> None:
     flags = ("--data.name", "bars", "--data.source", source, "--data.rows-per-shard", 5)
-    command = pipeline("preprocess", "--root", tmp_path, *flags, **env)
-    name = command.run().stdout.strip()
-    output = tmp_path / "datasets" / name
-    shutil.rmtree(output)
-    kill_and_repeat(command, output, DatasetManifest)
+
+    def lane(number: int) -> str:
+        root = tmp_path / str(number)
+        command = pipeline("preprocess", "--root", root, *flags, **env)
+        output = root / "datasets" / command.run().stdout.strip()
+        shutil.rmtree(output)
+        return kill_and_repeat(command, output, DatasetManifest, number)
+
+    in_lanes(lane)
 
 
 def test_scoring_goes_on_where_it_was(
@@ -125,6 +138,11 @@ def test_scoring_goes_on_where_it_was(
 ) -> None:
     split = f"{artifacts.dataset.ref}/train"
     flags = ("--model", artifacts.model.ref, "--input", split, "--rows-per-shard", 4)
-    output = tmp_path / "scores"
-    command = pipeline("score", "--root", artifacts.root, "--output", output, *flags, **env)
-    kill_and_repeat(command, output, ScoresManifest)
+
+    def lane(number: int) -> str:
+        output = tmp_path / str(number)
+        flags_of = (*flags, "--output", output, "--num-workers", 1)
+        command = pipeline("score", "--root", artifacts.root, *flags_of, **env)
+        return kill_and_repeat(command, output, ScoresManifest, number)
+
+    in_lanes(lane)
