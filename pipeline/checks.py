@@ -32,7 +32,7 @@ Hashes = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 
 @dataclass
 class Findings:
-    """Of a split: rows by label, sums of pixels, bad rows by reason, and a hash of each image."""
+    """Of a split: rows by label, sums of pixels, and bad rows by reason."""
 
     rows: int = 0
     labels: Ints = field(default_factory=lambda: np.zeros(MAX_CLASSES, np.int64))
@@ -40,7 +40,6 @@ class Findings:
     total_of_squares: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[int]] = field(default_factory=dict)
-    hashes: list[Hashes] = field(default_factory=list)
     first: dict[int, int] = field(default_factory=dict)
     """The first id of each label."""
 
@@ -54,7 +53,6 @@ class Findings:
         self.labels += other.labels
         self.total += other.total
         self.total_of_squares += other.total_of_squares
-        self.hashes += other.hashes
         for label, row in other.first.items():
             self.first[label] = min(row, self.first.get(label, row))
         for reason, count in other.bad.items():
@@ -86,8 +84,8 @@ class Findings:
 
 def inspect(
     block: Block, class_names: tuple[str, ...] | None, later: Hashes
-) -> tuple[Block, Findings]:
-    """The rows of a block that are of use, and what was found in all of them.
+) -> tuple[Block, Findings, Hashes]:
+    """The rows of a block that are of use, what was found in all, and a hash of each of use.
 
     `later` are the hashes, sorted, of the images of later splits: a model would be tested on them.
     """
@@ -99,10 +97,11 @@ def inspect(
     }
     hashes = _hashes(block.images)
     # Few images have the hash of one of a single colour; those are looked at.
-    for row in np.flatnonzero(np.isin(hashes, _plain(prod(block.images.shape[1:])))):
+    plain = common(hashes, _plain(prod(block.images.shape[1:])))
+    for row in np.flatnonzero(np.isin(hashes, plain)):
         if (block.images[row] == block.images[row, 0, 0]).all():
             reasons.setdefault(int(row), f"all pixels are {block.images[row, 0, 0]}")
-    for row in np.flatnonzero(np.isin(hashes, _common(hashes, later))):
+    for row in np.flatnonzero(np.isin(hashes, common(hashes, later))):
         reasons.setdefault(int(row), "the image stands in a later split")
     sound = block.without(reasons)
     assert sound.labels is not None
@@ -110,7 +109,6 @@ def inspect(
     found = Findings(
         rows=len(sound.ids),
         labels=counts,
-        hashes=[np.delete(hashes, list(reasons))],
         first={int(k): int(sound.ids[sound.labels == k][0]) for k in np.flatnonzero(counts)},
     )
     flat = sound.images.reshape(-1)
@@ -120,7 +118,7 @@ def inspect(
         found.total_of_squares += int(np.einsum("i,i->", pixels, pixels))
     for bad in sound.bad:
         found.note(bad.reason, [bad.id], 1)
-    return sound, found
+    return sound, found, np.delete(hashes, list(reasons))
 
 
 def _hashes(images: Array) -> Hashes:
@@ -142,20 +140,21 @@ def _factors(count: int) -> Hashes:
 
 @cache
 def _plain(pixels: int) -> Hashes:
-    """The hashes of the images of this many pixels that are of one colour: multiples of one."""
-    plain: Hashes = np.multiply(_hashes(np.ones((1, pixels), np.uint8)), np.arange(256, dtype="u8"))
-    return plain
+    """The hashes of the images of this many pixels that are of one colour, sorted: multiples of
+    one."""
+    one = _hashes(np.ones((1, pixels), np.uint8))
+    return np.sort(np.multiply(one, np.arange(256, dtype="u8")))
 
 
-def _common(hashes: Hashes, known: Hashes) -> Hashes:
+def common(hashes: Hashes, known: Hashes) -> Hashes:
     """Those hashes that are among the known ones, which are sorted."""
     if not len(known):
         return known
     # In order, they are looked for in places that lie near each other.
     hashes = np.sort(hashes)
     is_known = known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] == hashes
-    common: Hashes = hashes[is_known]
-    return common
+    found: Hashes = hashes[is_known]
+    return found
 
 
 def require_sound(

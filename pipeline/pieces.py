@@ -124,14 +124,17 @@ def cut(
 
 
 def over(pieces: Sequence[Piece], task: Any, **options: Any) -> Iterator[dict[str, Any]]:
-    """What the task returns for each piece, as it comes; `options` are those of Ray Data's map.
+    """What the task returns for each piece, in their order; `options` are those of Ray Data's map.
 
     A task of Ray takes 30 ms besides its work, so each gets several pieces where there are many.
     """
     size = min(MAX_PIECES_A_TASK, max(1, len(pieces) // (TASKS_A_CPU * cluster.num_free_cpus())))
     groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
     items = [{"pieces": pickle.dumps(group)} for group in groups]
+    if not items:
+        return iter(())
     work = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(task, **options)
+    work.context.execution_options.preserve_order = True
     return cluster.results(work)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,34 +136,51 @@ def _cut(splits: dict[str, Split], rows_per_shard: int) -> list[Piece]:
 def _inspect(
     source: Source, splits: dict[str, Split], rows_per_piece: int
 ) -> tuple[dict[str, Findings], dict[str, Hashes]]:
-    """What is found of each split, over all its rows, and the hashes of the splits after it."""
+    """What is found of each split, over all its rows, and the hashes of the splits after it.
+
+    Hashes are compared here, the last split first. Pieces with an image of a later split are looked
+    at again, for which it is.
+    """
     found, later = {name: Findings() for name in splits}, dict[str, Hashes]()
-    known, parts = np.zeros(0, np.uint64), _cut(splits, rows_per_piece)
+    parts, again = _cut(splits, rows_per_piece)[::-1], list[Piece]()
+    none: Hashes = np.zeros(0, np.uint64)
+    known, mine = none, list[Hashes]()
     with progress("check", total=sum(piece.num_rows for piece in parts)) as show:
         done = 0
-        for name in reversed(list(splits)):
-            later[name] = known
-            options = {"class_names": source.class_names, "later": known}
-            mine = [piece for piece in parts if piece.split == name]
-            for result in pieces.over(mine, _inspect_pieces, fn_kwargs=options):
-                found[name].add(pickle.loads(result["found"]))
-                done += result["rows"]
-                show(done, "rows")
-            known = np.sort(np.concatenate([known, *found[name].hashes]))
-            found[name].hashes.clear()
+        looks = _look(parts, source, dict.fromkeys(splits, none))
+        for piece, (looked, hashes) in zip(parts, looks, strict=True):
+            if piece.split not in later:
+                known, mine = np.sort(np.concatenate([known, *mine])), []
+                later[piece.split] = known
+            if len(checks.common(hashes, known)):
+                again.append(piece)
+            else:
+                found[piece.split].add(looked)
+            if piece.split != "train":
+                mine.append(hashes)
+            done += piece.num_rows
+            show(done, "rows")
+    for piece, (looked, _) in zip(again, _look(again, source, later), strict=True):
+        found[piece.split].add(looked)
     return found, later
 
 
+def _look(
+    parts: Sequence[Piece], source: Source, later: Mapping[str, Hashes]
+) -> Iterator[tuple[Findings, Hashes]]:
+    """What `checks.inspect` finds of each piece."""
+    options = {"class_names": source.class_names, "later": later}
+    for result in pieces.over(parts, _inspect_pieces, fn_kwargs=options):
+        yield pickle.loads(result["looked"])
+
+
 def _inspect_pieces(
-    item: dict[str, Any], *, class_names: tuple[str, ...] | None, later: Hashes
+    item: dict[str, Any], *, class_names: tuple[str, ...] | None, later: Mapping[str, Hashes]
 ) -> list[dict[str, Any]]:
     results = []
     for piece in pieces.unpacked(item):
-        _, found = checks.inspect(piece.read(), class_names, later)
-        if piece.split == "train":
-            # None is before it.
-            found.hashes.clear()
-        results.append({"rows": piece.num_rows, "found": pickle.dumps(found)})
+        _, *looked = checks.inspect(piece.read(), class_names, later[piece.split])
+        results.append({"looked": pickle.dumps(looked)})
     return results
 
 
@@ -180,7 +197,7 @@ def _write_shards(
     def make(piece: Piece) -> Made:
         block = piece.read()
         if later is not None:
-            block, _ = checks.inspect(block, image.class_names, later[piece.split])
+            block, _, _ = checks.inspect(block, image.class_names, later[piece.split])
         assert block.labels is not None
         rows = shards.Split(block.ids, block.images, block.labels.astype(np.uint8))
         return Made(shards.encode(rows, image), len(block.ids), block.bad)

@@ -167,9 +167,9 @@ def test_images_that_differ_by_little_are_no_repeats(difference: int) -> None:
     others[:, 1, 3] ^= difference
     others[:, 3, 3] ^= difference
     labels = np.zeros(64, np.int64)
-    later = inspect(Block(np.arange(64), others, labels), None, np.zeros(0, np.uint64))[1]
-    known = np.sort(later.hashes[0])
-    assert not inspect(Block(np.arange(64), ones, labels), None, known)[1].bad
+    _, _, later = inspect(Block(np.arange(64), others, labels), None, np.zeros(0, np.uint64))
+    _, found, _ = inspect(Block(np.arange(64), ones, labels), None, np.sort(later))
+    assert not found.bad
 
 
 def test_a_summary_and_a_contact_sheet_stand_beside_the_manifest(tmp_path: Path) -> None:
