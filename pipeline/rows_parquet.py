@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from math import isqrt
 
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from pipeline.contract import PIXEL_MAX, DataError
 from pipeline.idx import Array
 from pipeline.manifest import FileEntry
+from pipeline.parquet_ranges import ParquetRanges, opened
 from pipeline.pictures import grey, is_picture
 from pipeline.rows import Block, Ints
 from pipeline.storage import Stamp, Storage
@@ -49,14 +51,8 @@ class ParquetRows:
 
     def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> Block:
         used = [IMAGE] + [ID] * self.own_ids + [LABEL] * self.labelled
-        wanted = list(dict.fromkeys([*used, *columns]))
-        with self.storage.open(self.entry.path) as file, _named(self.storage.name(self.entry.path)):
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
-            if missing := [name for name in wanted if name not in parquet.schema_arrow.names]:
-                raise DataError(
-                    f"{self.storage.name(self.entry.path)} has no column {missing[0]!r}."
-                )
-            table = _read_range(parquet, wanted, begin, end)
+        with _named(self.storage.name(self.entry.path)):
+            table = _ranges(self, tuple(dict.fromkeys([*used, *columns]))).read(begin, end)
             reasons = dict[int, str]()
             ids: Ints = np.arange(first + begin, first + end, dtype=np.int64)
             if self.own_ids:
@@ -66,6 +62,16 @@ class ParquetRows:
         return Block(ids, images, labels, table.select(list(columns))).without(reasons)
 
 
+@lru_cache(maxsize=1)
+def _ranges(rows: ParquetRows, columns: tuple[str, ...]) -> ParquetRanges:
+    """The file that is read now, kept for the next range of it."""
+    ranges = ParquetRanges(rows.storage.open(rows.entry.path), columns)
+    if ranges.missing:
+        name = rows.storage.name(rows.entry.path)
+        raise DataError(f"{name} has no column {ranges.missing[0]!r}.")
+    return ranges
+
+
 def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> ParquetRows:
     """A file that was found to hold images; of this shape, where its own schema does not say.
 
@@ -73,7 +79,7 @@ def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> 
     """
     name, stamp = storage.name(path), storage.stamp(path)
     with storage.open(path) as file, _named(name):
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        parquet = opened(file)
         schema, rows = parquet.schema_arrow, int(parquet.metadata.num_rows)
         for field in schema:
             _check_type(name, field.name, field.type)
@@ -123,23 +129,6 @@ def _check_type(name: str, column: str, kind: pa.DataType) -> None:
         inner = [kind.storage_type]
     for part in inner:
         _check_type(name, column, part)
-
-
-def _read_range(parquet: pq.ParquetFile, columns: list[str], begin: int, end: int) -> pa.Table:
-    """Rows of a range, of which the row groups that hold it are read alone."""
-    groups, first, skipped = [], 0, 0
-    for group in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        if first + rows <= begin:
-            skipped += rows
-        elif first < end:
-            groups.append(group)
-        first += rows
-    table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
-    table = table.slice(begin - skipped, end - begin)
-    if table.num_rows != end - begin:
-        raise ValueError(f"{end - begin} rows are said to be there, but {table.num_rows} are")
-    return table.combine_chunks()
 
 
 def _shape_of(parquet: pq.ParquetFile, name: str, shape: tuple[int, int] | None) -> tuple[int, int]:

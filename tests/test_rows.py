@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,41 @@ def test_an_image_column_may_have_many_forms(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(block.images, IMAGES[1:])
     np.testing.assert_array_equal(block.ids, np.arange(1, 6))
     assert block.bad == ()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ranges_are_read_in_any_order(tmp_path: Path, form: str) -> None:
+    read(tmp_path, FORMS[form])
+    part = open_parquet(Storage(str(tmp_path)), "images.parquet", SHAPE)
+    for begin, end in ((0, 1), (1, 2), (2, 5), (5, 6), (3, 6), (0, 6), (1, 3)):
+        block = Rows((part,)).read(begin, end)
+        np.testing.assert_array_equal(block.images, IMAGES[begin:end])
+        np.testing.assert_array_equal(block.ids, np.arange(begin, end))
+
+
+PEAK_OF_ITS_RANGES = """
+import sys, pyarrow
+from pipeline.rows_parquet import open_parquet
+from pipeline.storage import Storage
+part = open_parquet(Storage(sys.argv[1]), "images.parquet", None)
+sums = [part.read(begin, begin + 1000, 0, ()).images.sum() for begin in range(0, 100_000, 1000)]
+print(sum(sums), pyarrow.default_memory_pool().max_memory() >> 20)
+"""
+
+
+def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
+    """In a process of its own, as this one's peak is that of all tests."""
+    pixels = np.random.default_rng(0).integers(0, 256, 100_000 * 784, np.uint8)
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(784), 100_000, [None, pa.py_buffer(pixels)]
+    )
+    pq.write_table(pa.table({"image": column}), tmp_path / "images.parquet", use_dictionary=False)
+    command = [sys.executable, "-c", PEAK_OF_ITS_RANGES, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    total, peak_mib = map(int, found.stdout.split())
+    assert total == pixels.sum(dtype=np.int64)
+    # Of 75.
+    assert peak_mib < 15
 
 
 @pytest.mark.parametrize(
