@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.contract import ArtifactDamaged, ModelRejected, ResourcesMissing
-from pipeline.predictor import Predictor
+from pipeline.predictor import Predictor, open_session, run, run_bound
 from pipeline.storage import Storage
 from tests.conftest import Artifacts
 from tests.data import make_images
@@ -29,6 +29,16 @@ def test_a_row_does_not_depend_on_its_neighbours(artifacts: Artifacts) -> None:
     predictor = Predictor(artifacts.storage, artifacts.model)
     alone = np.concatenate([predictor.predict(image[None]).probabilities for image in images])
     np.testing.assert_allclose(predictor.predict(images).probabilities, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_memory_of_a_device_gives_the_same(artifacts: Artifacts, rows: int) -> None:
+    images, _ = make_images(50, seed=9)
+    folder = registry.folder(artifacts.model.name, artifacts.model.version)
+    session = open_session(artifacts.storage.read(f"{folder}/model.onnx"))
+    found, bound = run(session, images[:rows]), run_bound(session, images[:rows], "cpu")
+    np.testing.assert_array_equal(found.probabilities, bound.probabilities)
+    np.testing.assert_array_equal(found.prediction, bound.prediction)
 
 
 def test_a_file_that_was_changed_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
