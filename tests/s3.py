@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import socket
 import socketserver
 import subprocess
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -73,35 +72,17 @@ def started() -> Iterator[S3]:
 @contextmanager
 def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[tuple[S3, Counter[Fault]]]:
     """The same server, to which each connection has the next of these faults, over and over; and
-    how often each took effect."""
-    left, met = itertools.cycle(faults), Counter[Fault]()
+    how often each took effect. One that took none, as little was said, comes again."""
+    left, met = deque(faults), Counter[Fault]()
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            fault = next(left)
+            fault: Fault = left.popleft() if left else "none"
+            took_effect = False
             with suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as there:
-                if fault == "fail":
-                    self.request.recv(1 << 16)
-                    self.request.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
-                    met[fault] += 1
-                    return
-
-                def carry(source: socket.socket, target: socket.socket, limit: int | None) -> None:
-                    if _carry(source, target, limit):
-                        met[fault] += 1
-                        if fault == "stall":
-                            # Until the client has had enough.
-                            back.join()
-                    for end in (there, self.request):
-                        with suppress(OSError):
-                            end.shutdown(socket.SHUT_RDWR)
-
-                to = FEW if fault == "cut request" else None
-                fro = FEW if fault in ("cut reply", "stall") else None
-                back = threading.Thread(target=carry, args=(self.request, there, to))
-                back.start()
-                carry(there, self.request, fro)
-                back.join()
+                took_effect = _suffer(fault, self.request, there)
+            met[fault] += took_effect
+            (left.append if took_effect or fault == "none" else left.appendleft)(fault)
 
     class Way(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -112,6 +93,32 @@ def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[tuple[S3, Counter
             yield S3(way.server_address[1]), met
         finally:
             way.shutdown()
+
+
+def _suffer(fault: Fault, client: socket.socket, server: socket.socket) -> bool:
+    """Serves a connection with this fault; whether it took effect."""
+    if fault == "fail":
+        client.recv(1 << 16)
+        client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+        return True
+    effects = list[bool]()
+
+    def carry(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        effects.append(_carry(source, target, limit))
+        if effects[-1] and fault == "stall":
+            # Until the client has had enough.
+            back.join()
+        for end in (server, client):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    to = FEW if fault == "cut request" else None
+    fro = FEW if fault in ("cut reply", "stall") else None
+    back = threading.Thread(target=carry, args=(client, server, to))
+    back.start()
+    carry(server, client, fro)
+    back.join()
+    return any(effects)
 
 
 def _carry(source: socket.socket, target: socket.socket, limit: int | None) -> bool:
