@@ -145,6 +145,16 @@ def test_bad_rows_are_left_out_and_kept_with_the_reason(tmp_path: Path) -> None:
     }
 
 
+def test_images_in_two_splits_are_found_over_many_pieces(tmp_path: Path) -> None:
+    train, test = images(60), images(4, seed=9)
+    train[11], train[50], train[57] = test[3], test[1], train[20]
+    source = write_idx(tmp_path / "source", train, [0, 1] * 30, (0, 1, 0, 1))
+    options = {"num_val": 20, "rows_per_shard": 3}
+    problem = r"2 rows of train: .* \(ids 11, 20\); 1 rows of val: .* \(ids 50\)"
+    with pytest.raises(DataError, match=problem):
+        make(tmp_path / "root", source, **options)
+
+
 def test_a_piece_without_a_sound_row_is_left_out(tmp_path: Path) -> None:
     source, classes = tmp_path / "source", ["cat", "dog"] * 4
     for seed, split in enumerate(("train", "val", "test")):

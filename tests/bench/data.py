@@ -68,6 +68,8 @@ def generate(folder: Path, rows: int, digits: Path) -> None:
         options = {"images": images, "count": count, "seed": seed, "digits": digits}
         work = ray.data.from_items(starts, override_num_blocks=len(starts))
         work.map(_deform, fn_kwargs=options).materialize()  # type: ignore[arg-type]
+    # Else those who flush what they write would wait for this too.
+    os.sync()
 
 
 def _deform(
@@ -100,7 +102,7 @@ def measured(*args: object) -> Cost:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.5):
+        while not done.wait(0.2):
             total = 0
             for line in command.left():
                 with suppress(OSError):
