@@ -112,7 +112,8 @@ def _named(name: str) -> Iterator[None]:
     except (OSError, ValueError, pa.ArrowException, MemoryError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(
-            f"{name} could not be read as Parquet: {reason}. Is it damaged, or not whole?"
+            f"{name} could not be read as Parquet: {reason}. Run again; if that is of no avail, it "
+            "is damaged, or not whole."
         ) from None
 
 

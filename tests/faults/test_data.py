@@ -87,6 +87,7 @@ def kill_and_repeat(command: Command, output: Path, kind: type[Manifest], seed: 
     moments, kills, finished, spared = random.Random(seed), 0, 0, 0
     kept = dict[Path, int]()
     while kills < KILLS // LANES or not (output / "manifest.json").exists():
+        anew, started = not kept, time.monotonic()
         with watched(output, kind) as reader:
             with command.started() as process:
                 last = kills == KILLS // LANES
@@ -105,6 +106,9 @@ def kill_and_repeat(command: Command, output: Path, kind: type[Manifest], seed: 
         kept = found
         if process.returncode == 0:
             finished += 1
+            if anew:
+                # The other lane was slower when the first time was taken.
+                whole_s = min(whole_s, time.monotonic() - started)
             assert contents(output) == expected
             if kills < KILLS // LANES:
                 shutil.rmtree(output)

@@ -1,0 +1,28 @@
+"""The drawing page in a real browser, the size of a phone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def opened(url: str, *, classes: int) -> Iterator[Page]:
+    """The page once it shows so many classes; nothing of it may fail until it is closed."""
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 390, "height": 780})
+        errors = list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("requestfailed", lambda request: errors.append(request.url))
+        page.goto(url)
+        expect(page.locator(".bars li")).to_have_count(classes)
+        yield page
+        browser.close()
+    assert errors == []
