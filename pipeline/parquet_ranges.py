@@ -1,7 +1,7 @@
 """Ranges of rows of a Parquet file, decoded as a stream: memory does not grow with its row groups.
 
-A range that begins where the last one ended goes on from there. Else each range of a row group,
-which pyarrow makes of a million rows, would decode the group from its beginning.
+A range after the last one, in the same row group, goes on from there. Else each range of a row
+group, which pyarrow makes of a million rows, would decode the group from its beginning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BUFFER_BYTES = 4 << 20
-"""Of each column are read at a time."""
+"""So much of a column is read at a time."""
+
+BATCH_ROWS, BATCH_BYTES = 10_000, 8 << 20
+"""So many rows are decoded at a time, or fewer if they are large."""
 
 
 class ParquetRanges:
@@ -32,28 +35,37 @@ class ParquetRanges:
 
     def read(self, begin: int, end: int) -> pa.Table:
         """The rows of a range; ValueError where they are not all there."""
-        if begin != self._at:
-            self._seek(begin, end - begin)
         # Where reading fails, the next begins anew.
-        self._at = -1
+        at, self._at = self._at, -1
+        start, group = self._group_of(begin)
+        if not start <= at <= begin:
+            at = start
+            self._rest, self._batches = None, self._from(group)
+        for _ in self._take(begin - at):
+            pass
         batches = list(self._take(end - begin))
         self._at = end
         return pa.Table.from_batches(batches).combine_chunks()
 
-    def _seek(self, begin: int, batch_rows: int) -> None:
-        """Goes to a row, from the start of its row group."""
-        metadata, first, group = self._parquet.metadata, 0, 0
-        while first + (rows := metadata.row_group(group).num_rows) <= begin:
-            first, group = first + rows, group + 1
-        self._rest = None
-        self._batches = self._parquet.iter_batches(
-            batch_rows,
-            row_groups=list(range(group, metadata.num_row_groups)),
-            columns=self._columns,
-            use_threads=False,
+    def _group_of(self, row: int) -> tuple[int, int]:
+        """The first row of the row group that holds a row, and its number."""
+        first = 0
+        for group in range(self._parquet.num_row_groups):
+            rows = self._parquet.metadata.row_group(group).num_rows
+            if row < first + rows:
+                return first, group
+            first += rows
+        raise ValueError(f"it has {first} rows, but is to have more than {row}")
+
+    def _from(self, group: int) -> Iterator[pa.RecordBatch]:
+        found = self._parquet.metadata.row_group(group)
+        row_bytes = max(1, found.total_byte_size // found.num_rows)
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // row_bytes))
+        groups = list(range(group, self._parquet.num_row_groups))
+        batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
+            rows, row_groups=groups, columns=self._columns, use_threads=False
         )
-        for _ in self._take(begin - first):
-            pass
+        return batches
 
     def _take(self, rows: int) -> Iterator[pa.RecordBatch]:
         """The next rows."""

@@ -139,10 +139,10 @@ def _inspect(
     """What is found of each split, over all its rows, and the hashes of the splits after it.
 
     Hashes are compared here, the last split first. Pieces with an image of a later split are looked
-    at again, for which it is.
+    at again, to find which of their rows it is.
     """
     found, later = {name: Findings() for name in splits}, dict[str, Hashes]()
-    parts, again = _cut(splits, rows_per_piece)[::-1], list[Piece]()
+    parts, again = _cut(dict(reversed(splits.items())), rows_per_piece), list[Piece]()
     none: Hashes = np.zeros(0, np.uint64)
     known, mine = none, list[Hashes]()
     with progress("check", total=sum(piece.num_rows for piece in parts)) as show:
@@ -160,8 +160,12 @@ def _inspect(
                 mine.append(hashes)
             done += piece.num_rows
             show(done, "rows")
-    for piece, (looked, _) in zip(again, _look(again, source, later), strict=True):
-        found[piece.split].add(looked)
+    with progress("check again", total=sum(piece.num_rows for piece in again)) as show:
+        done = 0
+        for piece, (looked, _) in zip(again, _look(again, source, later), strict=True):
+            found[piece.split].add(looked)
+            done += piece.num_rows
+            show(done, "rows")
     return found, later
 
 
@@ -179,8 +183,8 @@ def _inspect_pieces(
 ) -> list[dict[str, Any]]:
     results = []
     for piece in pieces.unpacked(item):
-        _, *looked = checks.inspect(piece.read(), class_names, later[piece.split])
-        results.append({"looked": pickle.dumps(looked)})
+        _, found, hashes = checks.inspect(piece.read(), class_names, later[piece.split])
+        results.append({"looked": pickle.dumps((found, hashes))})
     return results
 
 

@@ -132,11 +132,7 @@ class Rows:
     def require_unchanged(self) -> None:
         """DataError where a part is no longer what was opened."""
         for part in self.parts:
-            if part.stamp_now() != part.stamp:
-                raise DataError(
-                    f"{part.storage.name(part.entry.path)} was changed while it was read. "
-                    "Run again when it is finished."
-                )
+            require_unchanged(part)
 
 
 def join(blocks: Sequence[Block]) -> Block:
@@ -151,6 +147,15 @@ def join(blocks: Sequence[Block]) -> Block:
         pa.concat_tables([block.columns for block in blocks]),
         tuple(bad for block in blocks for bad in block.bad),
     )
+
+
+def require_unchanged(part: Part) -> None:
+    """DataError where a part is no longer what was opened."""
+    if part.stamp_now() != part.stamp:
+        raise DataError(
+            f"{part.storage.name(part.entry.path)} was changed while it was read. "
+            "Run again when it is finished."
+        )
 
 
 def require_one_shape(parts: Sequence[Part]) -> None:

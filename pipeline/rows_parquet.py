@@ -27,7 +27,7 @@ from pipeline.idx import Array
 from pipeline.manifest import FileEntry
 from pipeline.parquet_ranges import ParquetRanges, opened
 from pipeline.pictures import grey, is_picture
-from pipeline.rows import Block, Ints
+from pipeline.rows import Block, Ints, require_unchanged
 from pipeline.storage import Stamp, Storage
 
 IMAGE, ID, LABEL = "image", "id", "label"
@@ -64,8 +64,10 @@ class ParquetRows:
 
 @lru_cache(maxsize=1)
 def _ranges(rows: ParquetRows, columns: tuple[str, ...]) -> ParquetRanges:
-    """The file that is read now, kept for the next range of it."""
+    """The file that is read, kept open until another is."""
     ranges = ParquetRanges(rows.storage.open(rows.entry.path), columns)
+    # What is open stays what it is, whatever comes to stand under its name.
+    require_unchanged(rows)
     if ranges.missing:
         name = rows.storage.name(rows.entry.path)
         raise DataError(f"{name} has no column {ranges.missing[0]!r}.")

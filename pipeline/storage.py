@@ -55,6 +55,12 @@ class Storage:
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.root,)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
     def __repr__(self) -> str:
         return f"Storage({self.name()!r})"
 

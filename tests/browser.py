@@ -24,5 +24,5 @@ def opened(url: str, *, classes: int) -> Iterator[Page]:
         page.goto(url)
         expect(page.locator(".bars li")).to_have_count(classes)
         yield page
+        assert errors == []
         browser.close()
-    assert errors == []

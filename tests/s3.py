@@ -72,12 +72,12 @@ def started() -> Iterator[S3]:
 @contextmanager
 def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[tuple[S3, Counter[Fault]]]:
     """The same server, to which each connection has the next of these faults, over and over; and
-    how often each took effect. One that took none, as little was said, comes again."""
+    how often each took effect. One that took none, as the reply was short, comes again."""
     left, met = deque(faults), Counter[Fault]()
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            fault: Fault = left.popleft() if left else "none"
+            fault = left.popleft()
             took_effect = False
             with suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as there:
                 took_effect = _suffer(fault, self.request, there)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.contract import ArtifactDamaged, ModelRejected, ResourcesMissing
-from pipeline.predictor import Predictor, open_session, run, run_bound
+from pipeline.predictor import Device, Predictor, open_session, run_bound
 from pipeline.storage import Storage
 from tests.conftest import Artifacts
 from tests.data import make_images
@@ -32,13 +32,17 @@ def test_a_row_does_not_depend_on_its_neighbours(artifacts: Artifacts) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 50])
-def test_memory_of_a_device_gives_the_same(artifacts: Artifacts, rows: int) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_of_a_device_gives_the_same(artifacts: Artifacts, device: Device, rows: int) -> None:
+    if device == "cuda" and not cuda_works(artifacts):
+        pytest.skip("no CUDA on this machine")
     images, _ = make_images(50, seed=9)
     folder = registry.folder(artifacts.model.name, artifacts.model.version)
-    session = open_session(artifacts.storage.read(f"{folder}/model.onnx"))
-    found, bound = run(session, images[:rows]), run_bound(session, images[:rows], "cpu")
-    np.testing.assert_array_equal(found.probabilities, bound.probabilities)
-    np.testing.assert_array_equal(found.prediction, bound.prediction)
+    session = open_session(artifacts.storage.read(f"{folder}/model.onnx"), device=device)
+    expected = Predictor(artifacts.storage, artifacts.model).predict(images[:rows])
+    found = run_bound(session, images[:rows], device)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+    np.testing.assert_array_equal(found.prediction, expected.prediction)
 
 
 def test_a_file_that_was_changed_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:

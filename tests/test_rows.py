@@ -76,6 +76,33 @@ def test_ranges_are_read_in_any_order(tmp_path: Path, form: str) -> None:
         np.testing.assert_array_equal(block.ids, np.arange(begin, end))
 
 
+def test_a_range_after_a_damaged_one_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.parquet_ranges.BATCH_ROWS", 1)
+    column = FORMS["fixed-size binary"]
+    table = pa.table({"image": column}).replace_schema_metadata(SIZE)
+    path = tmp_path / "images.parquet"
+    options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(table, path, row_group_size=2, write_page_checksum=True, **options)
+    data = bytearray(path.read_bytes())
+    data[data.index(IMAGES[2].tobytes())] ^= 1
+    path.write_bytes(data)
+    part = open_parquet(Storage(str(tmp_path)), path.name, None)
+    for begin in (0, 4, 1, 5):
+        np.testing.assert_array_equal(Rows((part,)).read(begin, begin + 1).images[0], IMAGES[begin])
+        with pytest.raises(DataError, match="could not be read as Parquet"):
+            Rows((part,)).read(2, 4)
+
+
+def test_a_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    read(tmp_path, FORMS["binary"])
+    part = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    read(tmp_path, FORMS["binary"][:2], 0, 2)
+    with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
+        Rows((part,)).read(4, 6)
+
+
 PEAK_OF_ITS_RANGES = """
 import sys, pyarrow
 from pipeline.rows_parquet import open_parquet
@@ -98,7 +125,7 @@ def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
     total, peak_mib = map(int, found.stdout.split())
     assert total == pixels.sum(dtype=np.int64)
     # Of 75.
-    assert peak_mib < 15
+    assert peak_mib < 40
 
 
 @pytest.mark.parametrize(

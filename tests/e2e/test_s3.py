@@ -24,7 +24,7 @@ from tests.s3 import S3, Fault
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 MOST: list[Fault] = ["none", "cut reply", "none", "fail", "cut request", "none"]
-FAULTS: list[Fault] = ["none", "stall", *(6 * MOST)]
+FAULTS: list[Fault] = ["none", "stall", *(12 * MOST)]
 
 
 @pytest.fixture(scope="module")
