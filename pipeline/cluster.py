@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -110,8 +111,10 @@ def results(work: ray.data.Dataset) -> Iterator[dict[str, Any]]:
             raise
         failure = error.cause
     if failure:
-        # Who keeps the error would else keep Ray's frames, and with them actors and their CPUs.
+        # Who keeps the error would else keep Ray's frames, and with them actors and their CPUs;
+        # and some of those hold each other.
         del work
+        gc.collect()
         raise failure
 
 

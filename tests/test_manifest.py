@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.contract import ArtifactDamaged, ArtifactMissing, ImageSpec
-from pipeline.manifest import DatasetManifest, commit, digest, find, load, read_file, write_file
+from pipeline.contract import ArtifactDamaged, ArtifactMissing, ImageSpec, UserError
+from pipeline.manifest import (
+    DatasetManifest,
+    FileEntry,
+    Manifest,
+    ScoresManifest,
+    commit,
+    digest,
+    find,
+    load,
+    read_file,
+    write_file,
+)
 from pipeline.storage import Storage
 
 
@@ -67,6 +81,62 @@ def test_a_manifest_that_is_none_is_damaged(storage: Storage, text: bytes) -> No
     storage.write("d/manifest.json", text)
     with pytest.raises(ArtifactDamaged, match="is not a manifest of this version"):
         find(storage, "d", DatasetManifest)
+
+
+COUNTS = st.integers(0, 2**63)
+ENTRIES = st.builds(
+    FileEntry, path=st.text(), bytes=COUNTS, sha256=st.text(), rows=st.none() | COUNTS
+)
+COMMON = {
+    "image": st.builds(
+        ImageSpec, st.integers(1, 999), st.integers(1, 999), st.lists(st.text()).map(tuple)
+    ),
+    "files": st.lists(ENTRIES).map(tuple),
+    "caveat": st.text(),
+}
+MANIFESTS = st.one_of(
+    st.builds(
+        DatasetManifest,
+        name=st.text(),
+        version=st.text(),
+        rows=st.dictionaries(st.text(), COUNTS),
+        source=st.dictionaries(st.text(), st.text()),
+        **COMMON,
+    ),
+    st.builds(
+        ScoresManifest,
+        model=st.text(),
+        probabilities=st.booleans(),
+        columns=st.lists(st.text()).map(tuple),
+        rows_per_shard=COUNTS,
+        inputs=st.lists(ENTRIES).map(tuple),
+        rows=COUNTS,
+        **COMMON,
+    ),
+)
+
+
+@given(MANIFESTS)
+def test_what_was_committed_is_found(
+    tmp_path_factory: pytest.TempPathFactory, manifest: Manifest
+) -> None:
+    storage = Storage(str(tmp_path_factory.mktemp("root")))
+    commit(storage, "d", manifest)
+    assert find(storage, "d", type(manifest)) == manifest
+
+
+@given(at=st.integers(0, 1000), byte=st.integers(0, 255), cut=st.booleans())
+def test_a_damaged_manifest_never_leads_to_other_content(
+    tmp_path_factory: pytest.TempPathFactory, at: int, byte: int, cut: bool
+) -> None:
+    storage = Storage(str(tmp_path_factory.mktemp("root")))
+    commit(storage, "d", make(storage))
+    text = storage.read("d/manifest.json")
+    at %= len(text)
+    storage.write("d/manifest.json", text[:at] + (b"" if cut else bytes([byte]) + text[at + 1 :]))
+    with suppress(UserError):
+        found = load(storage, "d", DatasetManifest)
+        assert [read_file(storage, "d", entry) for entry in found.files] == [b"content"]
 
 
 def test_a_digest_depends_on_values_and_not_on_the_order_of_keys() -> None:

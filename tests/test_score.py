@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import gzip
 import shutil
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
-from pipeline import idx
+from pipeline import cluster, idx
 from pipeline.config import Score
 from pipeline.contract import ArtifactDamaged, DataError, SettingError
 from pipeline.manifest import ScoresManifest, load
@@ -132,6 +134,18 @@ def test_rows_that_cannot_be_scored_stop_it_or_stand_apart(
     assert pq.read_table(side).to_pylist() == [{"id": 8, "reason": "the image is null"}]
     with pytest.raises(DataError, match="1 rows of the scores in .*apart were rejected"):
         run(artifacts, path, tmp_path / "apart")
+
+
+def test_scoring_that_failed_lets_go_of_its_cpus(artifacts: Artifacts, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "null.parquet", image=pa.array([None], pa.binary(120)))
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(DataError):
+            run(artifacts, path, tmp_path / "out")
+        cluster.require(cpus=int(ray.cluster_resources()["CPU"]))
+    finally:
+        gc.enable()
 
 
 def test_files_globs_and_folders_are_scored_in_order(artifacts: Artifacts, tmp_path: Path) -> None:
