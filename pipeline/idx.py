@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def inspect(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> I
     `name` is for messages; `compressed_bytes` is the size of the file as stored.
     Raises DataError where the file is not exactly one uint8 array of this rank.
     """
-    stream, gzipped = _decompressed(file)
+    stream = content(file)
+    gzipped = stream is not file
     try:
         header = stream.read(4 + 4 * rank)
         shape = _parse(header, name=name, rank=rank)
@@ -52,10 +54,10 @@ def inspect(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> I
                 f"{name} would unpack {compressed_bytes} bytes to {expected}: this looks like a "
                 f"gzip bomb (over {BOMB_RATIO}:1). If it is real, unpack it first."
             )
-        content = hashlib.sha256(header)
+        sha256 = hashlib.sha256(header)
         left = expected
         while left and (block := stream.read(min(left, BLOCK_BYTES))):
-            content.update(block)
+            sha256.update(block)
             left -= len(block)
         trailing = stream.read(1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -72,17 +74,34 @@ def inspect(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> I
             f"{name} goes on after the {expected} values that its header says ({_by(shape)}). "
             "Remove the trailing bytes or fetch it again."
         )
-    return Idx(shape, content.hexdigest())
+    return Idx(shape, sha256.hexdigest())
 
 
-def read_rows(file: BinaryIO, *, shape: tuple[int, ...], start: int, stop: int) -> Array:
-    """Rows start..stop, uint8 (stop - start, ...), of a file that `inspect` found whole."""
-    stream, _ = _decompressed(file)
+def content(file: BinaryIO) -> BinaryIO:
+    """The file at its beginning, without gzip if it has that."""
+    gzipped = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not gzipped:
+        return file
+    # gzip asks for a few KiB at a time: each would be a request to an object store.
+    buffered = io.BufferedReader(cast(io.RawIOBase, file), BLOCK_BYTES)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
+
+
+def read_rows(
+    content: BinaryIO, *, name: str, shape: tuple[int, ...], start: int, stop: int
+) -> Array:
+    """Rows start..stop, uint8 (stop - start, ...), of the content of a file that `inspect` found
+    whole."""
     row_bytes = prod(shape[1:])
-    stream.seek(4 + 4 * len(shape) + start * row_bytes)
-    data = stream.read((stop - start) * row_bytes)
-    if len(data) != (stop - start) * row_bytes:
-        raise DataError("An IDX file got shorter while it was read. Run again.")
+    size = (stop - start) * row_bytes
+    try:
+        content.seek(4 + 4 * len(shape) + start * row_bytes)
+        data = content.read(size)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        data = b""
+    if len(data) != size:
+        raise DataError(f"{name} was changed while it was read. Run again when it is finished.")
     return np.frombuffer(data, np.uint8).reshape(stop - start, *shape[1:])
 
 
@@ -90,12 +109,6 @@ def write(array: Array) -> bytes:
     """The IDX file that holds a uint8 array."""
     header = struct.pack(f">2x2B{array.ndim}I", UINT8, array.ndim, *array.shape)
     return header + array.tobytes()
-
-
-def _decompressed(file: BinaryIO) -> tuple[BinaryIO, bool]:
-    gzipped = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return (cast(BinaryIO, gzip.GzipFile(fileobj=file)), True) if gzipped else (file, False)
 
 
 def _parse(header: bytes, *, name: str, rank: int) -> tuple[int, ...]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod
 from typing import BinaryIO, cast
 
 import numpy as np
 
 from pipeline import idx
-from pipeline.console import warn
 from pipeline.contract import DataError
 from pipeline.manifest import FileEntry
 from pipeline.rows import Block
 from pipeline.storage import Stamp, Storage
 
-LARGE_BYTES = 1 << 30
+MAX_OPEN = 2
+"""Files that stay open: images, and their labels."""
+
+_open: dict[IdxFile, tuple[ExitStack, BinaryIO]] = {}
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,22 @@ class IdxFile:
     stamp: Stamp
 
     def read(self, begin: int, end: int) -> idx.Array:
-        with self.storage.open(self.entry.path) as file:
-            return idx.read_rows(cast(BinaryIO, file), shape=self.shape, start=begin, stop=end)
+        """A range of the rows. The file stays open, unless reading fails: where it is gzipped, the
+        next range goes on from there, which else would unpack it from its beginning."""
+        file, content = _open.pop(self) if self in _open else self._opened()
+        name = self.storage.name(self.entry.path)
+        with file:
+            rows = idx.read_rows(content, name=name, shape=self.shape, start=begin, stop=end)
+            _open[self] = file.pop_all(), content
+        for other in list(_open)[:-MAX_OPEN]:
+            _open.pop(other)
+        return rows
+
+    def _opened(self) -> tuple[ExitStack, BinaryIO]:
+        with ExitStack() as stack:
+            file = stack.enter_context(self.storage.open(self.entry.path))
+            content = idx.content(cast(BinaryIO, file))
+            return stack.pop_all(), content
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,5 @@ def open_idx(storage: Storage, path: str, *, rank: int) -> IdxFile:
     with storage.open(path) as file:
         size = file.size()
         found = idx.inspect(cast(BinaryIO, file), name=path, rank=rank, compressed_bytes=size)
-    if size < prod(found.shape) > LARGE_BYTES:
-        warn(f"{path} is large and gzipped: each shard reads it from its start. Unpack it first.")
     entry = FileEntry(path=path, bytes=size, sha256=found.sha256, rows=found.shape[0])
     return IdxFile(storage, entry, found.shape, stamp)

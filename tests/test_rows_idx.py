@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import idx
+from pipeline.contract import DataError
+from pipeline.rows import Rows
+from pipeline.rows_idx import IdxRows, open_idx
+from pipeline.storage import Storage
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+
+
+class Watched(Storage):
+    """Counts how often a file is opened."""
+
+    opened = 0
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[pa.NativeFile]:
+        self.opened += 1
+        with super().open(path) as file:
+            yield file
+
+
+def test_a_file_stays_open_from_one_range_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / "images.gz").write_bytes(gzip.compress(idx.write(IMAGES)))
+    storage = Watched(str(tmp_path))
+    rows = Rows((IdxRows(open_idx(storage, "images.gz", rank=3)),))
+    storage.opened = 0
+    for start in (*range(6), 2):
+        np.testing.assert_array_equal(rows.read(start, start + 1).images, IMAGES[start : start + 1])
+    assert storage.opened == 1
+
+
+def test_a_gzipped_file_that_changes_while_it_is_open_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.gz"
+    images = np.random.default_rng(0).integers(0, 256, (3000, 40, 40), np.uint8)
+    path.write_bytes(gzip.compress(idx.write(images)))
+    rows = Rows((IdxRows(open_idx(Storage(str(tmp_path)), path.name, rank=3)),))
+    rows.read(0, 10)
+    with path.open("r+b") as file:
+        file.truncate(3_000_000)
+    with pytest.raises(DataError, match=r"images.gz was changed while it was read"):
+        rows.read(2000, 3000)
+    path.write_bytes(gzip.compress(idx.write(images)))
+    np.testing.assert_array_equal(rows.read(2000, 3000).images, images[2000:])
