@@ -20,6 +20,9 @@ from pipeline.idx import Array
 from pipeline.manifest import DatasetManifest, FileEntry, read_file
 from pipeline.storage import Storage
 
+ROW_GROUP = 10_000
+"""Rows that are decoded together, so that a range of a large shard can be read by itself."""
+
 Ids = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
@@ -61,7 +64,7 @@ def encode(split: Split, image: ImageSpec) -> pa.Buffer:
 def to_parquet(table: pa.Table, **options: Any) -> pa.Buffer:
     """A table as the bytes of a Parquet file with zstd; `options` are pyarrow's."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", **options)
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd", **options)
     return sink.getvalue()
 
 

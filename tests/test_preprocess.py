@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import idx
 from pipeline.config import Data, Preprocess
-from pipeline.contract import DataError, SettingError
+from pipeline.contract import DataError, ImageSpec, SettingError
 from pipeline.preprocess import preprocess
 from pipeline.profiles import ROLES
 from pipeline.shards import Split, encode, pixels, read_shards, read_split
@@ -40,6 +40,14 @@ def test_shards_have_the_columns_of_the_contract(artifacts: Artifacts) -> None:
     metadata = file.schema_arrow.metadata
     assert (metadata[b"height"], metadata[b"width"]) == (b"12", b"10")
     assert json.loads(metadata[b"class_names"]) == ["0", "1", "2"]
+
+
+def test_a_range_of_a_large_shard_can_be_read_by_itself() -> None:
+    rows = Split(np.arange(25_000), np.zeros((25_000, 1, 1), np.uint8), np.zeros(25_000, np.uint8))
+    shard = encode(rows, ImageSpec(1, 1, ("a", "b")))
+    groups = pq.read_metadata(pa.BufferReader(shard)).to_dict()["row_groups"]
+    first = [group["columns"][0]["statistics"]["min"] for group in groups]
+    assert first == [0, 10_000, 20_000]
 
 
 def test_the_same_input_gives_the_same_bytes(artifacts: Artifacts, tmp_path: Path) -> None:

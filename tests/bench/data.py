@@ -1,12 +1,13 @@
-"""Preprocessing and scoring of 10^5, 10^6 and 10^7 digits: `make bench-data`. About ten minutes.
+"""Preprocessing and scoring of 10^5, 10^6 and 10^7 digits: `make bench-data`. A quarter of an hour.
 
     MNIST_DIR=... make bench-data          # with MNIST_DIR, a folder of MNIST's files
 
 The digits are MNIST's, deformed at random, so that no two are alike; they and all that is made of
-them take 25 GB of disk. Peers are written as well as ours, on as many cores: a pyarrow writer of
-the same shards, and a loop of onnxruntime over the same files with the same batches. What ours
-takes for the smallest data that there are, its start, is taken off its times. Memory is that of
-all processes (PSS), at most. Prints a table, and one line of JSON last.
+them take 14 GB of disk. Peers are written as well as ours, on as many cores: a pyarrow writer of
+the same shards, and a loop of onnxruntime over the same files with the same batches. Ours and peers
+take turns; times are medians of three rounds. What ours takes for the smallest data that there are,
+its start, is taken off its times. Memory is that of all processes (PSS), at most in any round.
+Prints a table, and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,6 +44,7 @@ from tests.processes import Command
 
 SIZES = [int(float(size)) for size in os.environ.get("SIZES", "1e5 1e6 1e7").split()]
 SMALLEST = 1_000
+ROUNDS = 3
 ROWS_PER_SHARD = 10_000
 BATCH = 4096
 CORES = os.cpu_count() or 1
@@ -102,7 +105,7 @@ def measured(*args: object) -> Cost:
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.2):
+        while not done.wait(0.1):
             total = 0
             for line in command.left():
                 with suppress(OSError):
@@ -123,10 +126,11 @@ def measured(*args: object) -> Cost:
     return Cost(seconds, peak)
 
 
-def usual(*args: object, rows: int) -> Cost:
-    """The median of several runs where the start is most of it."""
-    runs = [measured(*args, "--force") for _ in range(3 if rows <= 100_000 else 1)]
-    return Cost(*(median(figure) for figure in zip(*runs, strict=True)))
+@contextmanager
+def new(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    yield
+    shutil.rmtree(folder)
 
 
 def in_processes(work: Callable[[Any], None], pieces: list[Any]) -> float:
@@ -143,14 +147,14 @@ def _nothing(number: int) -> None:
 
 
 def write_shards(source: Path, out: Path, rows: int) -> float:
-    out.mkdir()
     counts = (("train", rows - rows // 10), ("test", rows // 10))
     pieces = [
         (split, start, min(start + ROWS_PER_SHARD, count))
         for split, count in counts
         for start in range(0, count, ROWS_PER_SHARD)
     ]
-    return in_processes(partial(_write_shard, source=source, out=out), pieces)
+    with new(out):
+        return in_processes(partial(_write_shard, source=source, out=out), pieces)
 
 
 def _write_shard(piece: tuple[str, int, int], *, source: Path, out: Path) -> None:
@@ -169,8 +173,8 @@ def _write_shard(piece: tuple[str, int, int], *, source: Path, out: Path) -> Non
 
 
 def score_shards(shards: list[Path], model: Path, out: Path) -> float:
-    out.mkdir()
-    return in_processes(partial(_score_shard, model=str(model), out=out), shards)
+    with new(out):
+        return in_processes(partial(_score_shard, model=str(model), out=out), shards)
 
 
 def _score_shard(shard: Path, *, model: str, out: Path) -> None:
@@ -194,69 +198,72 @@ def _score_shard(shard: Path, *, model: str, out: Path) -> None:
 _sessions: dict[str, Any] = {}
 
 
+class Beside(NamedTuple):
+    """Ours and its peer, run in turn: medians of seconds, and the highest peak."""
+
+    ours: Cost
+    peer: float
+
+    @classmethod
+    def measured(cls, ours: Callable[[], Cost], peer: Callable[[], float]) -> Beside:
+        rounds = [(ours(), peer()) for _ in range(ROUNDS)]
+        seconds, peaks = zip(*(cost for cost, _ in rounds), strict=True)
+        return cls(Cost(median(seconds), max(peaks)), median(beside for _, beside in rounds))
+
+
 def main() -> None:
     if not os.environ.get("MNIST_DIR"):
         sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
     with tempfile.TemporaryDirectory(dir=os.environ.get("SCRATCH")) as scratch:
-        run(Path(scratch))
+        found = run(Path(scratch))
+    table = Table("what", "rows", "seconds", "of it start", "peak MiB", "peer", "ours / peer")
+    figures = dict[str, float]()
+    for what, peer in (("preprocess", "pyarrow"), ("score", "onnxruntime")):
+        start = found[what, SMALLEST].ours.seconds
+        took = {rows: found[what, rows].ours.seconds - start for rows in SIZES}
+        for rows in SIZES:
+            ours, beside = found[what, rows]
+            ratio = beside / took[rows]
+            row = (rows, ours.seconds, start, ours.peak_mib, beside)
+            table.add_row(what, *(f"{figure:,.1f}" for figure in row), f"{ratio:.2f}")
+        least, most = SIZES[0], SIZES[-1]
+        peak, peak_of_least = (found[what, rows].ours.peak_mib for rows in (most, least))
+        figures |= {
+            f"{what}_vs_{peer}": ratio,
+            f"{what}_growth": took[most] / (most / least * took[least]),
+            f"{what}_peak_ratio": peak / peak_of_least,
+        }
+    Console(width=120).print(table)
+    print(json.dumps({name: round(figure, 3) for name, figure in figures.items()}))
 
 
-def run(scratch: Path) -> None:
+def run(scratch: Path) -> dict[tuple[str, int], Beside]:
     root = scratch / "root"
     mnist = os.environ["MNIST_DIR"]
     measured("run", "--root", root, "--data.source", mnist)
     (model,) = root.glob("models/mnist/*/model.onnx")
     digits = scratch / "digits.npy"
     np.save(digits, open_source(Data(source=mnist)).splits["train"].read(0, 60_000).images)
-    table = Table("what", "rows", "seconds", "of it start", "peak MiB", "peer", "ours / peer")
-    costs = dict[tuple[str, int], Cost]()
-    ratios = dict[str, float]()
+    found = dict[tuple[str, int], Beside]()
     for rows in (SMALLEST, *SIZES):
-        source = scratch / f"source-{rows}"
+        source, peer = scratch / f"source-{rows}", scratch / "peer"
         with cluster.connected():
             generate(source, rows, digits)
-        common = ("--root", root, "--data.name", f"digits-{rows}", "--data.source", source)
-        costs["preprocess", rows] = usual("preprocess", *common, rows=rows)
-        (folder,) = (root / "datasets" / f"digits-{rows}").iterdir()
-        out = scratch / f"scores-{rows}"
-        split = f"digits-{rows}/{folder.name}/train"
-        flags = ("--root", root, "--input", split, "--output", out)
-        costs["score", rows] = usual("score", *flags, rows=rows)
-        peers = {
-            "preprocess": write_shards(source, scratch / f"peer-{rows}", rows),
-            "score": score_shards(
-                sorted((folder / "train").iterdir()), model, scratch / f"peer-scores-{rows}"
-            ),
-        }
-        for what, peer in peers.items():
-            took, start = costs[what, rows], costs[what, SMALLEST]
-            ratios[f"{what}_{rows}"] = ratio = peer / max(took.seconds - start.seconds, 1e-9)
-            figures = (rows, took.seconds, start.seconds, took.peak_mib, peer)
-            table.add_row(what, *(f"{figure:,.1f}" for figure in figures), f"{ratio:.2f}")
-    Console(width=120).print(table)
-    least, most = SIZES[0], SIZES[-1]
-
-    def growth(what: str) -> float:
-        start = costs[what, SMALLEST].seconds
-        long, short = costs[what, most].seconds - start, costs[what, least].seconds - start
-        return round(long / (most / least * short), 3)
-
-    print(
-        json.dumps(
-            {
-                "preprocess_vs_pyarrow": round(ratios[f"preprocess_{most}"], 3),
-                "preprocess_growth": growth("preprocess"),
-                "preprocess_peak_ratio": _peak_ratio(costs, "preprocess"),
-                "score_vs_onnxruntime": round(ratios[f"score_{most}"], 3),
-                "score_growth": growth("score"),
-                "score_peak_ratio": _peak_ratio(costs, "score"),
-            }
+        name = f"digits-{rows}"
+        ours = ("--root", root, "--data.name", name, "--data.source", source, "--force")
+        found["preprocess", rows] = Beside.measured(
+            partial(measured, "preprocess", *ours), partial(write_shards, source, peer, rows)
         )
-    )
-
-
-def _peak_ratio(costs: dict[tuple[str, int], Cost], what: str) -> float:
-    return round(costs[what, SIZES[-1]].peak_mib / costs[what, SIZES[0]].peak_mib, 3)
+        (folder,) = (root / "datasets" / name).iterdir()
+        split, out = f"{name}/{folder.name}/train", scratch / f"scores-{rows}"
+        ours = ("--root", root, "--input", split, "--output", out, "--force")
+        shards = sorted((folder / "train").iterdir())
+        found["score", rows] = Beside.measured(
+            partial(measured, "score", *ours), partial(score_shards, shards, model, peer)
+        )
+        for used in (source, folder, out):
+            shutil.rmtree(used)
+    return found
 
 
 if __name__ == "__main__":
