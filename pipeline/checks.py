@@ -168,6 +168,7 @@ def require_sound(
         for reason, count in found.bad.most_common(EXAMPLES)
         if not quarantine
     ]
+    problems += [f"no row of {split} is of use" for split, of in splits.items() if not of.rows]
     if empty := [
         name for name, n in zip(class_names, splits["train"].labels, strict=False) if not n
     ]:

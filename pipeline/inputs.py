@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 
 from pipeline.contract import DataError, ImageSpec
-from pipeline.manifest import DatasetManifest, FileEntry, find
+from pipeline.manifest import DatasetManifest, FileEntry, find, verify_file
 from pipeline.pictures import is_picture
 from pipeline.rows import Part, Rows
 from pipeline.rows_idx import IdxRows, open_idx
@@ -77,13 +77,16 @@ def _dataset(root: Storage, name: str) -> DatasetManifest | None:
 
 
 def _shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> ParquetRows:
-    """A shard, of which the manifest says what a look into it would."""
-    path = f"datasets/{dataset.ref}/{entry.path}"
+    """A shard that is what the manifest says, which also says what a look into it would."""
+    folder = f"datasets/{dataset.ref}"
+    path = f"{folder}/{entry.path}"
+    stamp = root.stamp(path)
+    verify_file(root, folder, entry)
     return ParquetRows(
         root,
         entry.model_copy(update={"path": path}),
         dataset.image.shape,
-        root.stamp(path),
+        stamp,
         own_ids=True,
         labelled=True,
         class_names=dataset.image.class_names,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
@@ -175,21 +177,39 @@ def describe(path: str, data: bytes | pa.Buffer, *, rows: int | None = None) -> 
 
 def read_file(storage: Storage, folder: str, entry: FileEntry) -> bytes:
     """The content of a file of an artifact; ArtifactDamaged where it is not what was committed."""
+    with _opened(storage, folder, entry) as file:
+        data = bytes(file.read())
+        _require(storage, folder, entry, hashlib.sha256(data).hexdigest(), len(data))
+        return data
+
+
+def verify_file(storage: Storage, folder: str, entry: FileEntry) -> None:
+    """As `read_file`, for one that is read later, and never whole in memory."""
+    with _opened(storage, folder, entry) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        _require(storage, folder, entry, found, file.size())
+
+
+@contextmanager
+def _opened(storage: Storage, folder: str, entry: FileEntry) -> Iterator[pa.NativeFile]:
     path = f"{folder}/{entry.path}" if folder else entry.path
     try:
-        data = storage.read(path)
+        with storage.open(path) as file:
+            yield file
     except FileNotFoundError:
         raise ArtifactDamaged(
             f"{storage.name(path)} is missing, though its manifest lists it. "
             "Make the artifact again with --force."
         ) from None
-    if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
+
+
+def _require(storage: Storage, folder: str, entry: FileEntry, sha256: str, size: int) -> None:
+    if sha256 != entry.sha256:
         raise ArtifactDamaged(
-            f"{storage.name(path)} has sha256 {found[:12]} and {len(data)} bytes, but its manifest "
-            f"says {entry.sha256[:12]} and {entry.bytes} bytes. "
+            f"{storage.name(f'{folder}/{entry.path}')} has sha256 {sha256[:12]} and {size} bytes, "
+            f"but its manifest says {entry.sha256[:12]} and {entry.bytes} bytes. "
             "Make the artifact again with --force."
         )
-    return data
 
 
 def commit(storage: Storage, folder: str, manifest: Manifest) -> None:

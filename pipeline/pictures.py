@@ -11,7 +11,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.contract import DataError
 from pipeline.idx import Array
@@ -22,6 +22,18 @@ PNG_HEADER = struct.Struct(">8x4x4sII")
 """Signature, length and kind of the first chunk, and, as that is IHDR, width and height."""
 
 MAX_PIXELS = 1 << 24
+
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a photograph upright, by its EXIF orientation."""
 
 BROKEN = (
     Image.DecompressionBombError,
@@ -85,7 +97,9 @@ def _grey(picture: Image.Image) -> Array:
     picture.load()
     if picture.mode.startswith("I"):
         return (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-    ImageOps.exif_transpose(picture, in_place=True)
+    # Pillow's exif_transpose also writes the EXIF data anew, and breaks on those of some cameras.
+    if (turn := TURNS.get(picture.getexif().get(ORIENTATION, 1))) is not None:
+        picture = picture.transpose(turn)
     if picture.has_transparency_data:
         picture = _on_ground(picture.convert("RGBA"))
     return np.array(picture.convert("L"))

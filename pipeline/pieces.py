@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,12 +19,19 @@ import ray.data
 
 from pipeline import cluster
 from pipeline.console import progress, say
+from pipeline.contract import SettingError
 from pipeline.manifest import FileEntry, describe, write_file
 from pipeline.rows import Bad, Block, Rows
 from pipeline.shards import to_parquet
 from pipeline.storage import Storage
 
 MAX_PIECES_A_TASK, TASKS_A_CPU = 64, 8
+
+MAX_PIECES = 100_000
+"""Five digits number them in their names, and the driver holds all."""
+
+MAX_PIECE_PIXELS = 1 << 30
+"""A worker holds a piece in memory, more than once."""
 
 REJECTED = "rejected/"
 """Where the side files lie: of rows that were left out, `id` int64 and `reason`."""
@@ -106,8 +114,11 @@ class Target(NamedTuple):
     def _there(self, path: str) -> FileEntry | None:
         try:
             data = self.storage.read(f"{self.folder}/{path}".lstrip("/"))
+        except FileNotFoundError:
+            return None
+        try:
             rows = pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except (OSError, ValueError, pa.ArrowException):
             return None
         return describe(path, data, rows=rows)
 
@@ -115,7 +126,24 @@ class Target(NamedTuple):
 def cut(
     rows: Rows, start: int, stop: int, *, split: str, path: str, rows_per_shard: int
 ) -> list[Piece]:
-    """The pieces of a range of rows; `path` is a format of their numbers."""
+    """The pieces of a range of rows; `path` is a format of their numbers.
+
+    Raises SettingError where one would be too large for memory, or where they would be too many.
+    """
+    name = rows.parts[0].storage.name(rows.parts[0].entry.path)
+    pixels, num_rows = prod(rows.shape), stop - start
+    if num_rows > MAX_PIECES * rows_per_shard:
+        raise SettingError(
+            f"{name} and what follows it have {num_rows:,} rows: at {rows_per_shard:,} a shard "
+            f"these are more than {MAX_PIECES:,} shards. If that is right, give a "
+            "larger rows-per-shard."
+        )
+    if min(rows_per_shard, num_rows) * pixels > MAX_PIECE_PIXELS:
+        raise SettingError(
+            f"{name} has images of {' x '.join(map(str, rows.shape))}: a worker would hold "
+            f"{rows_per_shard:,} of them, a shard, in memory. Give a "
+            f"rows-per-shard of {max(1, MAX_PIECE_PIXELS // pixels):,} or less."
+        )
     pieces = []
     for number, begin in enumerate(range(start, stop, rows_per_shard)):
         size = min(rows_per_shard, stop - begin)

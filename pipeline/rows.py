@@ -113,7 +113,10 @@ class Rows:
             rows = part.entry.rows or 0
             begin, end = max(start - first, 0), min(stop - first, rows)
             if begin < end:
-                blocks.append(part.read(begin, end, self.first_id + first, columns))
+                try:
+                    blocks.append(part.read(begin, end, self.first_id + first, columns))
+                except FileNotFoundError:
+                    raise changed(part.storage.name(part.entry.path)) from None
             first += rows
         return join(blocks)
 
@@ -140,11 +143,17 @@ def join(blocks: Sequence[Block]) -> Block:
     if len(blocks) == 1:
         return blocks[0]
     labels = [block.labels for block in blocks if block.labels is not None]
+    try:
+        columns = pa.concat_tables(
+            [block.columns for block in blocks], promote_options="permissive"
+        )
+    except pa.ArrowException as error:
+        raise DataError(f"Columns of the input differ from file to file: {error}.") from None
     return Block(
         np.concatenate([block.ids for block in blocks]),
         np.concatenate([block.images for block in blocks]),
         np.concatenate(labels) if labels else None,
-        pa.concat_tables([block.columns for block in blocks]),
+        columns,
         tuple(bad for block in blocks for bad in block.bad),
     )
 
@@ -152,10 +161,12 @@ def join(blocks: Sequence[Block]) -> Block:
 def require_unchanged(part: Part) -> None:
     """DataError where a part is no longer what was opened."""
     if part.stamp_now() != part.stamp:
-        raise DataError(
-            f"{part.storage.name(part.entry.path)} was changed while it was read. "
-            "Run again when it is finished."
-        )
+        raise changed(part.storage.name(part.entry.path))
+
+
+def changed(name: str) -> DataError:
+    """The error that what has this name is no longer what was opened."""
+    return DataError(f"{name} was changed while it was read. Run again when it is finished.")
 
 
 def require_one_shape(parts: Sequence[Part]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import idx
 from pipeline.contract import DataError
 from pipeline.manifest import FileEntry
-from pipeline.rows import Block
+from pipeline.rows import Block, changed
 from pipeline.storage import Stamp, Storage
 
 MAX_OPEN = 2
@@ -45,6 +45,9 @@ class IdxFile:
     def _opened(self) -> tuple[ExitStack, BinaryIO]:
         with ExitStack() as stack:
             file = stack.enter_context(self.storage.open(self.entry.path))
+            # What is open stays what it is, whatever comes to stand under its name.
+            if self.storage.stamp(self.entry.path) != self.stamp:
+                raise changed(self.storage.name(self.entry.path))
             content = idx.content(cast(BinaryIO, file))
             return stack.pop_all(), content
 

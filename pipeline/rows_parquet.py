@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,13 +23,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.contract import PIXEL_MAX, DataError
+from pipeline.contract import PIXEL_MAX, DataError, UserError
 from pipeline.idx import Array
 from pipeline.manifest import FileEntry
 from pipeline.parquet_ranges import ParquetRanges, opened
 from pipeline.pictures import grey, is_picture
 from pipeline.rows import Block, Ints, require_unchanged
 from pipeline.storage import Stamp, Storage
+
+PIXELS_AT_A_TIME = 1 << 20
+"""Of lists, whose pixels take 19 bytes on their way."""
 
 IMAGE, ID, LABEL = "image", "id", "label"
 TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
@@ -87,36 +91,52 @@ def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> 
             _check_type(name, field.name, field.type)
         if IMAGE not in schema.names:
             raise DataError(f"{name}: column `image` is missing; there are {schema.names[:9]}.")
+        if twice := [column for column, n in Counter(schema.names).items() if n > 1]:
+            raise DataError(f"{name} has several columns `{twice[0][:99]}`. Leave one.")
         if rows < 1:
             raise DataError(f"{name} has no rows.")
+        if rows != sum(
+            parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)
+        ):
+            raise DataError(f"{name} has not the {rows} rows that its footer says. It is damaged.")
         found = _shape_of(parquet, name, shape)
+        if min(found) < 1:
+            raise DataError(f"{name}: images of column `image` are {found[0]} x {found[1]}.")
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        entry = FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=rows)
-    metadata = schema.metadata or {}
-    names = metadata.get(b"class_names")
-    return ParquetRows(
-        storage,
-        entry,
-        found,
-        stamp,
-        own_ids=ID in schema.names and schema.field(ID).type == pa.int64(),
-        labelled=LABEL in schema.names and pa.types.is_integer(schema.field(LABEL).type),
-        class_names=tuple(json.loads(names)) if names else None,
-    )
+        return ParquetRows(
+            storage,
+            FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=rows),
+            found,
+            stamp,
+            own_ids=ID in schema.names and schema.field(ID).type == pa.int64(),
+            labelled=LABEL in schema.names and pa.types.is_integer(schema.field(LABEL).type),
+            class_names=_class_names(name, schema.metadata or {}),
+        )
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Turns what Arrow raises into a DataError with the file's name."""
+    """Turns whatever a file's content makes fail into a DataError with its name."""
     try:
         yield
-    except (OSError, ValueError, pa.ArrowException, MemoryError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(
             f"{name} could not be read as Parquet: {reason}. Run again; if that is of no avail, it "
             "is damaged, or not whole."
         ) from None
+
+
+def _class_names(name: str, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
+    if (text := metadata.get(b"class_names")) is None:
+        return None
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(of, str) for of in names):
+        raise DataError(f"{name}: `class_names` in the schema's metadata is no list of strings.")
+    return tuple(names)
 
 
 def _check_type(name: str, column: str, kind: pa.DataType) -> None:
@@ -150,9 +170,12 @@ def _shape_of(parquet: pq.ParquetFile, name: str, shape: tuple[int, int] | None)
         raise DataError(f"{name}: the first image is null. Put one that is whole first.")
     if (binary := _binary(first)) is not None:
         data = binary[0].as_py()
-        height, width = (
-            grey(data).shape if is_picture(data) else _sized(len(data), metadata, name, shape)
-        )
+        if not is_picture(data):
+            return _sized(len(data), metadata, name, shape)
+        try:
+            height, width = grey(data).shape
+        except DataError as error:
+            raise DataError(f"{name}: the first image: {error}") from None
         return height, width
     if _depth(kind) == 2:
         rows = first[0].as_py()
@@ -223,7 +246,14 @@ def _images(column: pa.ChunkedArray, shape: tuple[int, int], reasons: dict[int, 
     array = column.chunk(0)
     if isinstance(kind, pa.BaseExtensionType):
         array = array.storage
-    _from_lists(array, images, reasons)
+    if pa.types.is_struct(array.type):
+        # The tensors of Ray keep each image's shape beside its values.
+        array = array.field("data")
+    step = max(1, PIXELS_AT_A_TIME // images[0].size)
+    for start in range(0, len(array), step):
+        found = _from_lists(array.slice(start, step), images[start : start + step])
+        for row, reason in found.items():
+            reasons.setdefault(start + row, reason)
     return images
 
 
@@ -241,11 +271,9 @@ def _picture(data: bytes, shape: tuple[int, int]) -> Array:
     return pixels
 
 
-def _from_lists(array: pa.Array, images: Array, reasons: dict[int, str]) -> None:
-    """Fills in the images of lists, flat or nested, that have the right number of pixels."""
-    if pa.types.is_struct(array.type):
-        # The tensors of Ray keep each image's shape beside its values.
-        array = array.field("data")
+def _from_lists(array: pa.Array, images: Array) -> dict[int, str]:
+    """Fills in the images of lists, flat or nested; says of which rows that cannot be, and why."""
+    reasons = dict[int, str]()
     rows, values = np.arange(len(array)), array
     levels = [images[0].size] if _depth(array.type) == 1 else list(images.shape[1:])
     for level in levels:
@@ -253,16 +281,17 @@ def _from_lists(array: pa.Array, images: Array, reasons: dict[int, str]) -> None
         for row in np.unique(rows[lengths != level]):
             reasons.setdefault(int(row), f"the image is not {images.shape[1]} x {images.shape[2]}")
         rows, values = np.repeat(rows, lengths), pc.list_flatten(values)
-    numbers = np.asarray(values.cast(pa.float64()).fill_null(-1))
+    numbers = np.asarray(values.cast(pa.float64(), safe=False).fill_null(-1))
     off = (numbers < 0) | (numbers > PIXEL_MAX) | (numbers != np.floor(numbers))
     for row in np.unique(rows[off]):
         reasons.setdefault(int(row), f"a pixel is not an integer from 0 to {PIXEL_MAX}")
     keep = np.ones(len(images), bool)
     keep[list(reasons)] = False
     images[keep] = numbers[keep[rows]].reshape(-1, *images.shape[1:])
+    return reasons
 
 
 def _integers(column: pa.ChunkedArray, instead: Ints, reasons: dict[int, str], what: str) -> Ints:
     nulls = column.is_null().to_numpy()
     reasons |= {int(row): f"the {what} is null" for row in np.flatnonzero(nulls)}
-    return np.where(nulls, instead, column.fill_null(0).cast(pa.int64()).to_numpy())
+    return np.where(nulls, instead, column.fill_null(0).cast(pa.int64(), safe=False).to_numpy())

@@ -37,6 +37,12 @@ def score(settings: Score) -> ScoresManifest:
     """
     storage, output = Storage(settings.root), Storage(settings.output)
     model = find_model(storage, settings.model)
+    ours = ["id", "prediction", "confidence", *["probabilities"] * settings.probabilities]
+    if taken := [name for name in settings.columns if name in ours]:
+        raise SettingError(
+            f"--columns {taken[0]!r}: scores have a column of that name of their own. Leave it "
+            "out, or give that of the input another name."
+        )
     rows = open_input(storage, settings.input, model.image)
     asked = ScoresManifest(
         caveat=model.caveat,
@@ -153,5 +159,5 @@ def _table(block: Block, found: Predictions, *, with_all: bool) -> pa.Table:
         size = found.probabilities.shape[1]
         columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, size)
     for name in block.columns.column_names:
-        columns.setdefault(name, block.columns[name])
+        columns[name] = block.columns[name]
     return pa.table(columns)

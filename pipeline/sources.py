@@ -20,7 +20,7 @@ from pipeline.console import warn
 from pipeline.contract import DataError, SettingError, SourceUnreachable
 from pipeline.download import Unreachable, download
 from pipeline.profiles import PROFILES, ROLES, Profile
-from pipeline.rows import Part, Rows, require_one_shape
+from pipeline.rows import Part, Rows, changed, require_one_shape
 from pipeline.rows_idx import IdxFile, IdxRows, open_idx
 from pipeline.rows_parquet import ParquetRows, open_parquet
 from pipeline.rows_pictures import digest_of, open_pictures, pictures_in
@@ -157,11 +157,14 @@ def _unpack(profile: Profile, folder: Path) -> None:
 def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
     storage = Storage(folder)
     paths = storage.files()
-    if not profile and any(path.endswith(".parquet") for path in paths):
-        return _open_parquet(storage, name, paths)
-    if not profile and pictures_in(storage, ""):
-        return _open_pictures(storage, name, pictures_in(storage, ""))
-    return _open_idx(storage, name, profile)
+    try:
+        if not profile and any(path.endswith(".parquet") for path in paths):
+            return _open_parquet(storage, name, paths)
+        if not profile and pictures_in(storage, ""):
+            return _open_pictures(storage, name, pictures_in(storage, ""))
+        return _open_idx(storage, name, profile)
+    except FileNotFoundError:
+        raise changed(storage.name()) from None
 
 
 def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:

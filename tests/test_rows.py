@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from ray.data.extensions import ArrowTensorArray
 
-from pipeline.contract import DataError
+from pipeline.contract import DataError, SettingError
 from pipeline.idx import Array
 from pipeline.pieces import Made, Piece, Target, cut
 from pipeline.rows import Block, Rows
@@ -164,58 +161,6 @@ def test_a_null_label_or_id_is_a_bad_row(tmp_path: Path) -> None:
     assert [row.reason for row in block.bad] == ["the label is null", "the id is null"]
 
 
-class Gadget(pa.ExtensionType):  # type: ignore[misc]
-    """What would run code, were it ever asked for its values."""
-
-    def __init__(self) -> None:
-        super().__init__(pa.binary(), "tests.gadget")
-
-    def __arrow_ext_serialize__(self) -> bytes:
-        return b""
-
-    @classmethod
-    def __arrow_ext_deserialize__(cls, storage: pa.DataType, data: bytes) -> Gadget:
-        return cls()
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_extension_types_other_than_tensors_are_refused(tmp_path: Path, nested: bool) -> None:
-    pa.register_extension_type(Gadget())
-    try:
-        column = pa.ExtensionArray.from_storage(Gadget(), pa.array([b"x"] * 6))
-        if nested:
-            column = pa.StructArray.from_arrays([column], ["inner"])
-        with pytest.raises(DataError, match=r"images.parquet: column `other` is of the extension"):
-            read(tmp_path, FORMS["fixed-size binary"], other=column)
-    finally:
-        pa.unregister_extension_type("tests.gadget")
-
-
-def test_objects_of_ray_that_are_pickled_are_refused(tmp_path: Path) -> None:
-    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
-
-    column = ArrowPythonObjectArray.from_objects([object()] * 6)
-    with pytest.raises(DataError, match="arrow_pickled_object"):
-        read(tmp_path, FORMS["fixed-size binary"], other=column)
-
-
-@given(at=st.integers(0, 10_000), flip=st.integers(1, 255), cut=st.booleans())
-def test_a_damaged_file_is_an_error_or_its_rows(
-    tmp_path_factory: pytest.TempPathFactory, at: int, flip: int, cut: bool
-) -> None:
-    folder = tmp_path_factory.mktemp("damaged")
-    table = pa.table({"image": FORMS["fixed-size binary"]}).replace_schema_metadata(SIZE)
-    path = folder / "images.parquet"
-    pq.write_table(table, path, write_page_checksum=True)
-    data = bytearray(path.read_bytes())
-    at %= len(data)
-    path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])
-    # Anything else that is raised fails the test.
-    with suppress(DataError):
-        found = Rows((open_parquet(Storage(str(folder)), "images.parquet", None),))
-        np.testing.assert_array_equal(found.read(0, found.num_rows).images, IMAGES)
-
-
 def test_pictures_are_rows_by_path(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.png").write_bytes(png(IMAGES[1]))
@@ -250,6 +195,29 @@ def test_rows_go_on_over_the_parts(tmp_path: Path) -> None:
     assert block.ids.tolist() == list(range(104, 114))
     expected = np.concatenate([IMAGES] * 3)[4:14]
     np.testing.assert_array_equal(block.images, expected)
+
+
+def test_a_picture_that_is_removed_while_it_is_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(IMAGES[0]))
+    rows = Rows(tuple(open_pictures(Storage(str(tmp_path)), "", ["a.png"])))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match="was changed while it was read"):
+        rows.read(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_shard", "message"), [(1, "more than 3 shards"), (6, "would hold 6")]
+)
+def test_pieces_are_few_and_fit_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int, message: str
+) -> None:
+    monkeypatch.setattr("pipeline.pieces.MAX_PIECES", 3)
+    monkeypatch.setattr("pipeline.pieces.MAX_PIECE_PIXELS", 5 * 20)
+    read(tmp_path, FORMS["lists"])
+    rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
+    with pytest.raises(SettingError, match=rf"images.parquet .*{message}"):
+        cut(rows, 0, 6, split="a", path="part-{}", rows_per_shard=rows_per_shard)
+    assert len(cut(rows, 0, 6, split="a", path="part-{}", rows_per_shard=5)) == 2
 
 
 def test_nothing_is_written_of_a_part_that_changes_while_it_is_read(tmp_path: Path) -> None:

@@ -40,6 +40,19 @@ def test_a_file_stays_open_from_one_range_to_the_next(tmp_path: Path) -> None:
     assert storage.opened == 1
 
 
+def test_a_file_that_was_replaced_or_removed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(idx.write(IMAGES))
+    rows = Rows((IdxRows(open_idx(Storage(str(tmp_path)), path.name, rank=3)),))
+    (tmp_path / "other").write_bytes(idx.write(IMAGES[::-1]))
+    (tmp_path / "other").replace(path)
+    with pytest.raises(DataError, match=r"images was changed while it was read"):
+        rows.read(0, 1)
+    path.unlink()
+    with pytest.raises(DataError, match=r"images was changed while it was read"):
+        rows.read(0, 1)
+
+
 def test_a_gzipped_file_that_changes_while_it_is_open_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "images.gz"
     images = np.random.default_rng(0).integers(0, 256, (3000, 40, 40), np.uint8)
@@ -51,4 +64,5 @@ def test_a_gzipped_file_that_changes_while_it_is_open_is_refused(tmp_path: Path)
     with pytest.raises(DataError, match=r"images.gz was changed while it was read"):
         rows.read(2000, 3000)
     path.write_bytes(gzip.compress(idx.write(images)))
+    rows = Rows((IdxRows(open_idx(Storage(str(tmp_path)), path.name, rank=3)),))
     np.testing.assert_array_equal(rows.read(2000, 3000).images, images[2000:])

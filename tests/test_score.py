@@ -187,6 +187,32 @@ def test_columns_of_the_input_pass_through(artifacts: Artifacts, tmp_path: Path)
     assert table["name"].to_pylist() == names
     with pytest.raises(DataError, match="has no column 'other'"):
         run(artifacts, path, tmp_path / "other", columns=("other",))
+    with pytest.raises(SettingError, match="a column of that name of their own"):
+        run(artifacts, path, tmp_path / "other", columns=("name", "id"))
+
+
+def test_columns_may_differ_in_width_but_not_in_kind(artifacts: Artifacts, tmp_path: Path) -> None:
+    narrow = parquet(tmp_path / "a", image=image_column(), more=pa.array(range(50), pa.int32()))
+    wide = parquet(tmp_path / "b", image=image_column(), more=pa.array(range(50), pa.int64()))
+    other = parquet(tmp_path / "c", image=image_column(), more=["text"] * 50)
+    both = (str(narrow), str(wide))
+    table = run(artifacts, both, tmp_path / "out", columns=("more",))
+    assert table["more"].to_pylist() == [*range(50), *range(50)]
+    with pytest.raises(DataError, match="Columns of the input differ from file to file"):
+        run(artifacts, (*both, str(other)), tmp_path / "other", columns=("more",))
+
+
+def test_a_shard_that_is_not_its_manifests_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(artifacts.root, tmp_path / "root"))
+    other = dataclasses.replace(artifacts, root=str(root))
+    shard = root / "datasets" / artifacts.dataset.ref / artifacts.dataset.shards("test")[0].path
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 1
+    shard.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(ArtifactDamaged, match="its manifest"):
+            run(other, f"{artifacts.dataset.ref}/test", tmp_path / "out")
+        shard.unlink(missing_ok=True)
 
 
 def test_scoring_that_was_cut_short_goes_on(

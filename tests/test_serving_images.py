@@ -1,16 +1,17 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from pipeline.contract import ImageSpec
-from pipeline.pictures import MAX_PIXELS, PNG
+from pipeline.contract import DataError, ImageSpec
+from pipeline.pictures import MAX_PIXELS, PNG, grey
 from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
 from serving.images import read
 from serving.protocol import Images
@@ -124,13 +125,28 @@ def test_a_jpeg_is_read() -> None:
     assert np.abs(found.astype(int) - stripe(2)).max() < 16
 
 
-def test_a_photograph_is_turned_as_its_camera_says() -> None:
-    turned = Image.fromarray(np.rot90(stripe(0)).copy())
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_camera_says(orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    found = pixels_of(png(turned, "JPEG", quality=100, exif=exif), STRIPES)
-    assert (found[:, :2] > 200).all()
-    assert (found[:, 2:] < 50).all()
+    exif[0x0112] = orientation
+    photograph = png(Image.fromarray(np.kron(GREY, np.ones((8, 8), np.uint8))), "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(photograph)))
+    np.testing.assert_array_equal(grey(photograph), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=5))
+@example([(37, 1)])
+@example([(35, 13)])
+def test_odd_exif_data_break_nothing(changes: list[tuple[int, int]]) -> None:
+    exif = Image.Exif()
+    exif.update({0x010F: "Maker", 0x0112: 6, 0x011A: 72.0, 0x9003: "2026:01:01 00:00:00"})
+    data = bytearray(png(Image.fromarray(GREY), "JPEG", exif=exif))
+    start = data.index(b"Exif") + 6
+    for at, byte in changes:
+        data[start + at % (len(exif.tobytes()) - 6)] = byte
+    with suppress(DataError):
+        assert sorted(grey(bytes(data)).shape) == [4, 6]
 
 
 def test_raw_pixels_are_taken_as_they_are() -> None:

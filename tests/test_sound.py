@@ -155,6 +155,12 @@ def test_images_in_two_splits_are_found_over_many_pieces(tmp_path: Path) -> None
         make(tmp_path / "root", source, **options)
 
 
+def test_a_split_without_a_sound_row_is_refused(tmp_path: Path) -> None:
+    source = write_idx(tmp_path / "source", images(20), [0, 1] * 10, (9, 9, 9, 9))
+    with pytest.raises(DataError, match="no row of test is of use"):
+        make(tmp_path / "root", source, on_bad_row="quarantine")
+
+
 def test_a_piece_without_a_sound_row_is_left_out(tmp_path: Path) -> None:
     source, classes = tmp_path / "source", ["cat", "dog"] * 4
     for seed, split in enumerate(("train", "val", "test")):
@@ -204,7 +210,10 @@ def test_a_run_that_was_cut_short_goes_on(
     folder = tmp_path / "b" / "datasets" / whole.ref
     (folder / "manifest.json").unlink()
     (folder / "train" / "part-00002.parquet").unlink()
-    (folder / "test" / "part-00000.parquet").write_bytes(b"not whole")
+    damaged = folder / "test" / "part-00000.parquet"
+    data = bytearray(damaged.read_bytes())
+    data[-60:-8] = bytes(range(52))
+    damaged.write_bytes(data)
     kept = (folder / "train" / "part-00000.parquet").stat().st_mtime_ns
     assert make(tmp_path / "b", source, rows_per_shard=3) == whole
     assert "7 of 9 shards were there already" in capsys.readouterr().err

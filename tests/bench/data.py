@@ -259,7 +259,8 @@ def run(scratch: Path) -> dict[tuple[str, int], Beside]:
         ours = ("--root", root, "--input", split, "--output", out, "--force")
         shards = sorted((folder / "train").iterdir())
         found["score", rows] = Beside.measured(
-            partial(measured, "score", *ours), partial(score_shards, shards, model, peer)
+            partial(measured, "score", *ours, "--rows-per-shard", ROWS_PER_SHARD),
+            partial(score_shards, shards, model, peer),
         )
         for used in (source, folder, out):
             shutil.rmtree(used)
