@@ -1,4 +1,4 @@
-"""Preprocessing and scoring of 10^5, 10^6 and 10^7 digits: `make bench-data`. A quarter of an hour.
+"""Preprocessing and scoring of 10^5, 10^6 and 10^7 digits: `make bench-data`. Twenty minutes.
 
     MNIST_DIR=... make bench-data          # with MNIST_DIR, a folder of MNIST's files
 
@@ -6,8 +6,8 @@ The digits are MNIST's, deformed at random, so that no two are alike; they and a
 them take 14 GB of disk. Peers are written as well as ours, on as many cores: a pyarrow writer of
 the same shards, and a loop of onnxruntime over the same files with the same batches. Ours and peers
 take turns; times are medians of three rounds. What ours takes for the smallest data that there are,
-its start, is taken off its times. Memory is that of all processes (PSS), at most in any round.
-Prints a table, and one line of JSON last.
+its start, is taken off its times. Memory is that of all processes (PSS), at most, in a run by
+itself. Prints a table, and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -50,11 +51,6 @@ BATCH = 4096
 CORES = os.cpu_count() or 1
 PIXELS = 28 * 28
 HEADER = 16
-
-
-class Cost(NamedTuple):
-    seconds: float
-    peak_mib: float
 
 
 def generate(folder: Path, rows: int, digits: Path) -> None:
@@ -98,8 +94,16 @@ def _deform(
     return {"rows": rows}
 
 
-def measured(*args: object) -> Cost:
-    """A command of the pipeline, with all that it starts."""
+def seconds_of(*args: object) -> float:
+    """What a command of the pipeline takes."""
+    command = Command(sys.executable, "-m", "pipeline", *args)
+    started = time.perf_counter()
+    subprocess.run(command.args, env=command.env, check=True)
+    return time.perf_counter() - started
+
+
+def peak_mib_of(*args: object) -> float:
+    """The memory of a command and all that it starts. To look at it takes a third of a core."""
     command = Command(sys.executable, "-m", "pipeline", *args)
     peak, done = 0.0, threading.Event()
 
@@ -115,15 +119,13 @@ def measured(*args: object) -> Cost:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
     with command.started(timeout_s=3600) as process:
         code = process.wait()
-    seconds = time.perf_counter() - started
     done.set()
     watcher.join()
     if code:
         sys.exit(code)
-    return Cost(seconds, peak)
+    return peak
 
 
 @contextmanager
@@ -198,17 +200,18 @@ def _score_shard(shard: Path, *, model: str, out: Path) -> None:
 _sessions: dict[str, Any] = {}
 
 
-class Beside(NamedTuple):
-    """Ours and its peer, run in turn: medians of seconds, and the highest peak."""
+class Cost(NamedTuple):
+    """Seconds of ours and of its peer, medians of rounds in turn, and the peak of ours."""
 
-    ours: Cost
+    seconds: float
     peer: float
+    peak_mib: float
 
-    @classmethod
-    def measured(cls, ours: Callable[[], Cost], peer: Callable[[], float]) -> Beside:
-        rounds = [(ours(), peer()) for _ in range(ROUNDS)]
-        seconds, peaks = zip(*(cost for cost, _ in rounds), strict=True)
-        return cls(Cost(median(seconds), max(peaks)), median(beside for _, beside in rounds))
+
+def cost(*ours: object, peer: Callable[[], float]) -> Cost:
+    peak_mib = peak_mib_of(*ours)
+    seconds, beside = zip(*((seconds_of(*ours), peer()) for _ in range(ROUNDS)), strict=True)
+    return Cost(median(seconds), median(beside), peak_mib)
 
 
 def main() -> None:
@@ -219,15 +222,15 @@ def main() -> None:
     table = Table("what", "rows", "seconds", "of it start", "peak MiB", "peer", "ours / peer")
     figures = dict[str, float]()
     for what, peer in (("preprocess", "pyarrow"), ("score", "onnxruntime")):
-        start = found[what, SMALLEST].ours.seconds
-        took = {rows: found[what, rows].ours.seconds - start for rows in SIZES}
+        start = found[what, SMALLEST].seconds
+        took = {rows: found[what, rows].seconds - start for rows in SIZES}
         for rows in SIZES:
-            ours, beside = found[what, rows]
+            seconds, beside, peak_mib = found[what, rows]
             ratio = beside / took[rows]
-            row = (rows, ours.seconds, start, ours.peak_mib, beside)
+            row = (rows, seconds, start, peak_mib, beside)
             table.add_row(what, *(f"{figure:,.1f}" for figure in row), f"{ratio:.2f}")
         least, most = SIZES[0], SIZES[-1]
-        peak, peak_of_least = (found[what, rows].ours.peak_mib for rows in (most, least))
+        peak, peak_of_least = (found[what, rows].peak_mib for rows in (most, least))
         figures |= {
             f"{what}_vs_{peer}": ratio,
             f"{what}_growth": took[most] / (most / least * took[least]),
@@ -237,30 +240,31 @@ def main() -> None:
     print(json.dumps({name: round(figure, 3) for name, figure in figures.items()}))
 
 
-def run(scratch: Path) -> dict[tuple[str, int], Beside]:
+def run(scratch: Path) -> dict[tuple[str, int], Cost]:
     root = scratch / "root"
     mnist = os.environ["MNIST_DIR"]
-    measured("run", "--root", root, "--data.source", mnist)
+    seconds_of("run", "--root", root, "--data.source", mnist)
     (model,) = root.glob("models/mnist/*/model.onnx")
     digits = scratch / "digits.npy"
     np.save(digits, open_source(Data(source=mnist)).splits["train"].read(0, 60_000).images)
-    found = dict[tuple[str, int], Beside]()
+    found = dict[tuple[str, int], Cost]()
+    common = ("--root", root, "--force")
     for rows in (SMALLEST, *SIZES):
         source, peer = scratch / f"source-{rows}", scratch / "peer"
         with cluster.connected():
             generate(source, rows, digits)
         name = f"digits-{rows}"
-        ours = ("--root", root, "--data.name", name, "--data.source", source, "--force")
-        found["preprocess", rows] = Beside.measured(
-            partial(measured, "preprocess", *ours), partial(write_shards, source, peer, rows)
+        found["preprocess", rows] = cost(
+            *("preprocess", *common, "--data.name", name, "--data.source", source),
+            peer=partial(write_shards, source, peer, rows),
         )
         (folder,) = (root / "datasets" / name).iterdir()
         split, out = f"{name}/{folder.name}/train", scratch / f"scores-{rows}"
-        ours = ("--root", root, "--input", split, "--output", out, "--force")
         shards = sorted((folder / "train").iterdir())
-        found["score", rows] = Beside.measured(
-            partial(measured, "score", *ours, "--rows-per-shard", ROWS_PER_SHARD),
-            partial(score_shards, shards, model, peer),
+        found["score", rows] = cost(
+            *("score", *common, "--input", split, "--output", out),
+            *("--rows-per-shard", ROWS_PER_SHARD),
+            peer=partial(score_shards, shards, model, peer),
         )
         for used in (source, folder, out):
             shutil.rmtree(used)
