@@ -146,6 +146,7 @@ UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
     or subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode != 0,
     reason="this machine lets nobody mount a small disk",
 )
+@pytest.mark.slow
 def test_a_full_disk_while_a_checkpoint_is_written(
     artifacts: Artifacts, root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
