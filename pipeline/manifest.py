@@ -206,8 +206,8 @@ def _opened(storage: Storage, folder: str, entry: FileEntry) -> Iterator[pa.Nati
 def _require(storage: Storage, folder: str, entry: FileEntry, sha256: str, size: int) -> None:
     if sha256 != entry.sha256:
         raise ArtifactDamaged(
-            f"{storage.name(f'{folder}/{entry.path}')} has sha256 {sha256[:12]} and {size} bytes, "
-            f"but its manifest says {entry.sha256[:12]} and {entry.bytes} bytes. "
+            f"{storage.name(f'{folder}/{entry.path}'.lstrip('/'))} has sha256 {sha256[:12]} and "
+            f"{size} bytes, but its manifest says {entry.sha256[:12]} and {entry.bytes} bytes. "
             "Make the artifact again with --force."
         )
 
