@@ -16,7 +16,7 @@ import tyro
 
 from pipeline import config
 from pipeline.console import console
-from pipeline.contract import UserError
+from pipeline.errors import UserError
 
 STAGES = (
     config.Run,
@@ -38,7 +38,7 @@ def main() -> int:
     try:
         settings = parse()
         name = type(settings).__name__.lower()
-        stage = getattr(importlib.import_module(f"pipeline.{name}"), name)
+        stage = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
         result = stage(settings)
     except UserError as error:
         console.print(f"error: {error}", style="red", markup=False)

@@ -1,17 +1,6 @@
-"""What stages and serving agree on: the tensors of a model, the images of a data set, the errors.
+"""What the stages and the server agree on: the tensors of a model and the images of a data set.
 
-Knows nothing of files, Ray, torch or HTTP.
-
-    UserError               what a user can cause and mend
-    ├── SettingError        a setting, or settings that do not go together
-    ├── DataError           input that breaks its format
-    ├── SourceUnreachable   no mirror of a data set answered
-    ├── StorageError        storage that could not be read or written
-    ├── ArtifactMissing     an artifact that is not there, or not finished
-    ├── ArtifactDamaged     an artifact that differs from its manifest
-    ├── ModelRejected       a model that breaks the contract below, or the parity gate
-    ├── ResourcesMissing    a cluster or machine that lacks what was asked for
-    └── TrainingFailed      training that diverged or lost its workers too often
+Imports numpy alone: no files, no Ray, no torch, no HTTP.
 """
 
 from __future__ import annotations
@@ -32,46 +21,6 @@ PREDICTION = "prediction"
 
 PIXEL_MAX = 255
 """Raw pixels are divided by this inside the model, and nowhere else."""
-
-
-class UserError(Exception):
-    """Base of all errors that a user can mend; the message alone is shown."""
-
-
-class SettingError(UserError):
-    pass
-
-
-class DataError(UserError):
-    pass
-
-
-class SourceUnreachable(UserError):
-    pass
-
-
-class StorageError(UserError):
-    pass
-
-
-class ArtifactMissing(UserError):
-    pass
-
-
-class ArtifactDamaged(UserError):
-    pass
-
-
-class ModelRejected(UserError):
-    pass
-
-
-class ResourcesMissing(UserError):
-    pass
-
-
-class TrainingFailed(UserError):
-    pass
 
 
 @dataclass(frozen=True)
@@ -103,7 +52,7 @@ class Predictions:
     prediction: np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def join(parts: Sequence[Predictions]) -> Predictions:
+def concat_predictions(parts: Sequence[Predictions]) -> Predictions:
     """Predictions of all rows of the parts, in their order."""
     if len(parts) == 1:
         return parts[0]

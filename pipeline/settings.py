@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.contract import SettingError
+from pipeline.errors import SettingError
 
 
 class Settings(BaseModel):

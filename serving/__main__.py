@@ -20,13 +20,17 @@ from types import FrameType
 import httpx
 import tyro
 
-from pipeline.contract import ResourcesMissing, SettingError, UserError
-from pipeline.registry import find_model
-from pipeline.storage import Storage
-from serving import edge
-from serving.settings import AppSettings, ServerSettings, checked
+from pipeline.artifacts.registry import find_model
+from pipeline.artifacts.storage import Storage
+from pipeline.cluster import connection, resources
+from pipeline.errors import ResourcesMissing, SettingError, UserError
+from serving import ray_hooks
+from serving.app import LOGGING, build_app
+from serving.config import AppSettings, ServerSettings, checked
+from serving.ingress import ports
 
 APP = "default"
+
 PATIENCE_S = 60
 
 
@@ -51,7 +55,7 @@ def serve_until_stopped(settings: ServerSettings) -> None:
     """Serves until a signal raises KeyboardInterrupt; then ends what it started."""
     app_settings = checked(settings)
     _check_free(settings.host, settings.port)
-    free, free_grpc, *inner = edge.free_ports(settings.host, 6)
+    free, free_grpc, *inner = ports.free_ports(settings.host, 6)
     port, grpc_port = settings.port or free, settings.grpc_port
     if grpc_port is not None:
         grpc_port = grpc_port or free_grpc
@@ -59,7 +63,7 @@ def serve_until_stopped(settings: ServerSettings) -> None:
     with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
         # Of a cluster that runs already, those who started it have said how it serves.
         if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
-            needed = edge.environment(
+            needed = ray_hooks.ingress_environment(
                 Path(folder),
                 inner,
                 max_body_bytes=app_settings.max_body_bytes,
@@ -74,15 +78,13 @@ def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -
     # These take two seconds, which no --help and no wrong setting need wait for.
     from ray import serve
 
-    from pipeline import cluster
-    from serving.app import LOGGING, build_app
-    from serving.rpc import SERVICER
+    from serving.grpc.service import SERVICER
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with cluster.connected():
+    with connection.connected():
         # Ray has put its own handler in the place of ours.
         _stop_on_signals()
-        cluster.require(cpus=settings.num_replicas)
+        resources.require(cpus=settings.num_replicas)
         if serve.status().proxies:
             raise SettingError(
                 "The Ray cluster at RAY_ADDRESS runs Serve already. Use serve deploy "

@@ -10,6 +10,7 @@ nothing; any number of images is sent as requests of `max_rows`.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -18,14 +19,16 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
-from pydantic_core import from_json, to_json
 
-from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, Predictions, UserError, join
-from serving.protocol import DATATYPES, JSON_LENGTH, Images
+from pipeline.arrays import UInt8Array
+from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, Predictions, concat_predictions
+from pipeline.errors import UserError
+from serving.protocol.types import DATATYPES, JSON_LENGTH
 
 Outcome: TypeAlias = httpx.Response | httpx.TransportError
 
 RETRIED = {408, 429, 500, 502, 503, 504}
+
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 2.0
 
 
@@ -37,7 +40,7 @@ class ServerError(UserError):
         self.status = status
 
 
-class _Calls:
+class _BaseClient:
     """What both clients share: requests, answers, and when to try again."""
 
     def __init__(
@@ -58,7 +61,7 @@ class _Calls:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._options: dict[str, Any] = {"base_url": url, "headers": headers, "timeout": timeout_s}
 
-    def _requests(self, images: Images) -> Iterator[dict[str, Any]]:
+    def _requests(self, images: UInt8Array) -> Iterator[dict[str, Any]]:
         if images.dtype != np.uint8 or images.ndim != 3 or not len(images):
             raise ValueError(
                 f"images must be uint8 (N, height, width), not {images.dtype} {images.shape}"
@@ -71,7 +74,9 @@ class _Calls:
                 "datatype": DATATYPES["uint8"],
                 "parameters": {"binary_data_size": rows.nbytes},
             }
-            header = to_json({"inputs": [tensor], "parameters": {"binary_data_output": True}})
+            header = json.dumps(
+                {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+            ).encode()
             yield {
                 "method": "POST",
                 "url": self._path,
@@ -99,7 +104,7 @@ def _read(outcome: Outcome) -> Predictions:
         raise ServerError(_message(outcome), outcome.status_code)
     at = int(outcome.headers[JSON_LENGTH])
     found = dict[str, Any]()
-    for tensor in from_json(outcome.content[:at])["outputs"]:
+    for tensor in json.loads(outcome.content[:at])["outputs"]:
         size = tensor["parameters"]["binary_data_size"]
         dtype = "<f4" if tensor["name"] == PROBABILITIES else "<i8"
         values = np.frombuffer(outcome.content[at : at + size], dtype)
@@ -115,7 +120,7 @@ def _message(response: httpx.Response) -> str:
         return f"The server answered {response.status_code} {response.reason_phrase}."
 
 
-class Client(_Calls):
+class Client(_BaseClient):
     """A client that waits for its answers; may be shared by threads."""
 
     def __enter__(self) -> Client:
@@ -130,12 +135,14 @@ class Client(_Calls):
     ) -> None:
         self._http.close()
 
-    def predict(self, images: Images) -> Predictions:
+    def predict(self, images: UInt8Array) -> Predictions:
         """Predictions of images uint8 (N, height, width), N >= 1, in their order.
 
         Raises ServerError where the server refuses them, or does not answer in all attempts.
         """
-        return join([_read(self._send(request)) for request in self._requests(images)])
+        return concat_predictions(
+            [_read(self._send(request)) for request in self._requests(images)]
+        )
 
     def _send(self, request: dict[str, Any]) -> Outcome:
         attempt = 0
@@ -150,7 +157,7 @@ class Client(_Calls):
             time.sleep(delay)
 
 
-class AsyncClient(_Calls):
+class AsyncClient(_BaseClient):
     """A client for an event loop, which has several requests under way at once."""
 
     MAX_AT_ONCE = 4
@@ -168,13 +175,13 @@ class AsyncClient(_Calls):
     ) -> None:
         await self._http.aclose()
 
-    async def predict(self, images: Images) -> Predictions:
+    async def predict(self, images: UInt8Array) -> Predictions:
         """Predictions of images uint8 (N, height, width), N >= 1, in their order.
 
         Raises ServerError where the server refuses them, or does not answer in all attempts.
         """
         outcomes = await asyncio.gather(*map(self._send, self._requests(images)))
-        return join([_read(outcome) for outcome in outcomes])
+        return concat_predictions([_read(outcome) for outcome in outcomes])
 
     async def _send(self, request: dict[str, Any]) -> Outcome:
         attempt = 0

@@ -1,73 +1,114 @@
-"""What a client can cause. Messages go to clients: no traces, no paths of the server, little echo.
+"""The errors that a client can cause, each with its HTTP status and its gRPC code.
 
-Knows nothing of HTTP; `asgi.STATUS` is the one table from these to a status.
+Messages go to clients: no tracebacks, no paths of the server, little of the client's own text.
 
-    RequestError            what a client can mend; base of all below
-    ├── RequestInvalid      a body that breaks the protocol or the model's tensors
-    ├── PayloadTooLarge     more bytes or rows than one request may carry
-    ├── UnsupportedMedia    a body in a format or encoding that is not understood
-    ├── ImageInvalid        an image that is damaged, or not of the model's size
-    ├── Unauthorized        no API key, or one that is not valid
-    ├── AddressUnknown      an address at which there is nothing
-    ├── MethodUnknown       a method that the address does not take
-    ├── ModelUnknown        a model or version that is not served here
-    ├── NotReady            a model that fails its self-test
-    └── Overloaded          a full queue: the same request may succeed a moment later
+    RequestError
+    ├── RequestInvalid      400  the body breaks the protocol or the model's tensors
+    ├── Unauthorized        401  the API key is missing or not valid
+    ├── AddressUnknown      404  no route has this address
+    ├── ModelUnknown        404  the model or version is not served here
+    ├── MethodUnknown       405  the route does not take this method
+    ├── PayloadTooLarge     413  more bytes or rows than one request may carry
+    ├── UnsupportedMedia    415  the format or encoding of the body is not understood
+    ├── ImageInvalid        422  the image is damaged, or blank, or too large
+    ├── NotReady            503  the model fails its self-test
+    └── Overloaded          503  the queue is full; the same request may succeed a moment later
+
+To add one: subclass RequestError here. docs/reference/errors.md is generated from this module.
 """
 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
+from typing import ClassVar
 
-from pipeline.contract import UserError
+from pipeline.errors import UserError
 
 
 class RequestError(UserError):
-    """Base of what a client can mend; the message is the whole answer."""
+    """Base of all errors that a client can fix. The message is the whole answer."""
+
+    status: ClassVar[int]
+    """The HTTP status of the answer."""
+    grpc_code: ClassVar[str] = "INVALID_ARGUMENT"
+    """The name of the gRPC status code of the answer."""
+    headers: Mapping[str, str] = {}
+    """The HTTP headers of the answer, beside those of every answer."""
 
 
 class RequestInvalid(RequestError):
-    pass
+    """The body breaks the protocol or the model's tensors."""
 
-
-class PayloadTooLarge(RequestError):
-    pass
-
-
-class UnsupportedMedia(RequestError):
-    pass
-
-
-class ImageInvalid(RequestError):
-    pass
+    status = 400
 
 
 class Unauthorized(RequestError):
-    pass
+    """The API key is missing or not valid."""
+
+    status = 401
+    grpc_code = "UNAUTHENTICATED"
+    headers: Mapping[str, str] = {"www-authenticate": "Bearer"}
 
 
 class AddressUnknown(RequestError):
-    pass
+    """No route has this address."""
 
-
-class MethodUnknown(RequestError):
-    def __init__(self, method: str, allowed: str) -> None:
-        super().__init__(f"This address does not take {short(method)}. Send {allowed}.")
-        self.allowed = allowed
+    status = 404
 
 
 class ModelUnknown(RequestError):
-    pass
+    """The model or version is not served here."""
+
+    status = 404
+    grpc_code = "NOT_FOUND"
+
+
+class MethodUnknown(RequestError):
+    """The route does not take this method."""
+
+    status = 405
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"This address does not take {safe_repr(method)}. Send {allowed}.")
+        self.headers = {"allow": allowed}
+
+
+class PayloadTooLarge(RequestError):
+    """The request carries more bytes or rows than one request may."""
+
+    status = 413
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+
+class UnsupportedMedia(RequestError):
+    """The format or encoding of the body is not understood."""
+
+    status = 415
+
+
+class ImageInvalid(RequestError):
+    """The image is damaged, or blank, or too large."""
+
+    status = 422
 
 
 class NotReady(RequestError):
-    pass
+    """The model fails its self-test."""
+
+    status = 503
+    grpc_code = "UNAVAILABLE"
+    headers: Mapping[str, str] = {"retry-after": "1"}
 
 
 class Overloaded(RequestError):
-    pass
+    """The queue is full; the same request may succeed a moment later."""
+
+    status = 503
+    grpc_code = "UNAVAILABLE"
+    headers: Mapping[str, str] = {"retry-after": "1"}
 
 
-def short(value: object) -> str:
-    """A client's value as it may stand in a message: one short printable line of ASCII."""
+def safe_repr(value: object) -> str:
+    """Return a client's value as one short printable line of ASCII, fit for a message."""
     return reprlib.repr(value).encode("ascii", "backslashreplace").decode()

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cluster
-from pipeline.config import Data, Evaluate, Export, Preprocess, Train, Training
-from pipeline.evaluate import evaluate
-from pipeline.export import export
-from pipeline.manifest import DatasetManifest, EvaluationManifest, ModelManifest, RunManifest
-from pipeline.preprocess import preprocess
-from pipeline.storage import Storage
-from pipeline.train import train
-from tests.data import write_source
+from pipeline.artifacts.manifests import (
+    DatasetManifest,
+    EvaluationManifest,
+    ModelManifest,
+    RunManifest,
+)
+from pipeline.artifacts.storage import Storage
+from pipeline.cluster import connection
+from pipeline.config import Data, Evaluate, Export, Preprocess, Train
+from pipeline.recipes import Training
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.export import export
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.train import train
+from tests.support.sample_data import write_source
 
 TRAINING = Training(
     hidden_sizes=(16,),
@@ -46,7 +52,7 @@ class Artifacts:
 def ray_session() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        with cluster.connected():
+        with connection.connected():
             yield
 
 

@@ -37,11 +37,11 @@ import ray.data
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cluster
+from pipeline.cluster import connection
 from pipeline.config import Data
-from pipeline.profiles import ROLES
-from pipeline.sources import open_source
-from tests.processes import Command
+from pipeline.data.catalog import ROLES
+from pipeline.data.sources import open_source
+from tests.support.processes import Command
 
 SIZES = [int(float(size)) for size in os.environ.get("SIZES", "1e5 1e6 1e7").split()]
 SMALLEST = 1_000
@@ -76,8 +76,8 @@ def _deform(
 ) -> dict[str, Any]:
     import torch
 
-    from pipeline.batches import Part
-    from pipeline.deform import Deform
+    from pipeline.training.augment import Augment
+    from pipeline.training.batch_loader import RankSlice
 
     torch.set_num_threads(1)
     start = item["start"]
@@ -85,9 +85,9 @@ def _deform(
     known = np.load(digits, mmap_mode="r")
     random = np.random.default_rng(seed + start)
     chosen = torch.from_numpy(known[random.integers(0, len(known), rows)].reshape(rows, PIXELS))
-    deform = Deform(28, 28, 1.0, torch.device("cpu"))
+    deform = Augment(28, 28, 1.0, torch.device("cpu"))
     deform.start_epoch(1, seed + start)
-    pixels = deform(chosen, Part(0, rows, rows)).clamp(0, 255).to(torch.uint8).numpy()
+    pixels = deform(chosen, RankSlice(0, rows, rows)).clamp(0, 255).to(torch.uint8).numpy()
     with images.open("r+b") as file:
         file.seek(HEADER + start * PIXELS)
         file.write(pixels.tobytes())
@@ -251,7 +251,7 @@ def run(scratch: Path) -> dict[tuple[str, int], Cost]:
     common = ("--root", root, "--force")
     for rows in (SMALLEST, *SIZES):
         source, peer = scratch / f"source-{rows}", scratch / "peer"
-        with cluster.connected():
+        with connection.connected():
             generate(source, rows, digits)
         name = f"digits-{rows}"
         found["preprocess", rows] = cost(

@@ -13,17 +13,19 @@ import sys
 import time
 from typing import Any
 
-from pipeline import trainer
-from pipeline.config import RECIPES, Train
-from pipeline.train import train
-from pipeline.trainer import work
+from pipeline.config import Train
+from pipeline.recipes import RECIPES
+from pipeline.stages.train import train
+from pipeline.training import ray_trainer
+from pipeline.training.loop import Worker
+from pipeline.training.ray_trainer import work
 
 GOAL = 0.9755
 
 
 def timed_work(config: dict[str, Any]) -> dict[str, Any]:
     """`work`, which also notes when blocks of steps began and ended, and epochs."""
-    from pipeline.worker import Worker
+    from pipeline.training.loop import Worker
 
     steps, epochs = list[float](), list[float]()
     train_on, run_epoch = Worker._train_on, Worker.run_epoch
@@ -43,7 +45,7 @@ def timed_work(config: dict[str, Any]) -> dict[str, Any]:
     return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 
 
-class TimedTrainer(trainer.Trainer):
+class TimedTrainer(ray_trainer.Trainer):
     """Notes when `fit` began and ended, and what its worker noted."""
 
     noted: dict[str, Any]
@@ -57,7 +59,7 @@ class TimedTrainer(trainer.Trainer):
 
 
 def main(root: str, ref: str) -> None:
-    trainer.work, trainer.Trainer = timed_work, TimedTrainer  # type: ignore[misc]
+    ray_trainer.work, ray_trainer.Trainer = timed_work, TimedTrainer  # type: ignore[misc]
     train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
     noted = TimedTrainer.noted
     reached = [

@@ -28,10 +28,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.predictor import Predictor
-from pipeline.registry import find_model, folder
-from pipeline.storage import Storage
-from serving.edge import free_ports
+from pipeline.artifacts.registry import find_model, model_folder
+from pipeline.artifacts.storage import Storage
+from pipeline.models.predictor import Predictor
+from serving.ingress.ports import free_ports
 
 ROUNDS = 5
 SECONDS = 3.0
@@ -168,7 +168,7 @@ def main() -> None:
         export = [*pipeline, "export", "--root", root, "--run", model.run, "--uint8"]
         exported = subprocess.run(export, check=True, stdout=subprocess.PIPE, text=True)
         uint8 = exported.stdout.strip()
-        model_file = f"{root}/{folder(model.name, model.version)}/model.onnx"
+        model_file = f"{root}/{model_folder(model.name, model.version)}/model.onnx"
         files, files_uint8 = (
             requests(Predictor(storage, found), Path(scratch, found.version))
             for found in (model, find_model(storage, uint8))

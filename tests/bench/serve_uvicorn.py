@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.predictor import Predictor
-from pipeline.registry import find_model
-from pipeline.storage import Storage
-from serving.protocol import JSON_LENGTH
-from serving.replies import build_reply
-from serving.requests import parse_raw, parse_request
+from pipeline.artifacts.registry import find_model
+from pipeline.artifacts.storage import Storage
+from pipeline.models.predictor import Predictor
+from serving.protocol.types import JSON_LENGTH
+from serving.protocol.v2_request import parse_raw, parse_request
+from serving.protocol.v2_response import build_reply
 
 MAX_ROWS = 4096
 

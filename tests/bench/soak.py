@@ -26,11 +26,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from pipeline.registry import promote
+from pipeline.artifacts.registry import promote
 from tests.e2e.test_edge import ANSWERED, MALFORMED, REFUSED, post
-from tests.hostile import PNG, REQUESTS, addressed
-from tests.models import STRIPES, publish
-from tests.servers import Server, started
+from tests.support.hostile_requests import PNG, REQUESTS, addressed
+from tests.support.servers import Server, started
+from tests.support.stripes_model import STRIPES, publish
 
 BOUND_MIB = 16
 SWAP_S = 30

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.config import RECIPES
-from pipeline.manifest import DatasetManifest, load
-from pipeline.runs import Job
-from pipeline.shards import read_split
-from pipeline.storage import Storage
-from pipeline.worker import Worker
+from pipeline.artifacts.commit import load
+from pipeline.artifacts.manifests import DatasetManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.data.shards import read_split
+from pipeline.recipes import RECIPES
+from pipeline.training.loop import Worker
+from pipeline.training.run_state import TrainJob
 from tests.bench import peers
 
 
@@ -33,7 +34,7 @@ def main(root: str, ref: str, rounds: int) -> None:
     storage = Storage(root)
     dataset = load(storage, f"datasets/{ref}", DatasetManifest)
     with torch.inference_mode():
-        ours = Worker(Job(storage, dataset, RECIPES["seed"], "runs/none", "cpu"))
+        ours = Worker(TrainJob(storage, dataset, RECIPES["tutorial"], "runs/none", "cpu"))
         ours.run_epoch()
     split = read_split(storage, dataset, "train")
     images = split.images.reshape(len(split.labels), -1).astype(np.float32) / np.float32(255)

@@ -17,15 +17,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline import shards
-from pipeline.batches import Part
-from pipeline.config import RECIPES
-from pipeline.deform import Deform
-from pipeline.manifest import DatasetManifest, FileEntry, commit, load, write_file
-from pipeline.runs import Job
-from pipeline.shards import Split
-from pipeline.storage import Storage
-from pipeline.worker import Worker
+from pipeline.artifacts.commit import commit, load, write_file
+from pipeline.artifacts.manifests import DatasetManifest, FileEntry
+from pipeline.artifacts.storage import Storage
+from pipeline.data import shards
+from pipeline.data.shards import LabeledImages
+from pipeline.recipes import RECIPES
+from pipeline.training.augment import Augment
+from pipeline.training.batch_loader import RankSlice
+from pipeline.training.loop import Worker
+from pipeline.training.run_state import TrainJob
 
 ROWS_PER_SHARD = 10_000
 
@@ -38,15 +39,15 @@ def make(storage: Storage, ref: str, rows: int) -> DatasetManifest:
     folder = f"datasets/{dataset.ref}"
 
     def files() -> Iterator[FileEntry]:
-        deform = Deform(*digits.image.shape, 1.0, torch.device("cpu"))
+        deform = Augment(*digits.image.shape, 1.0, torch.device("cpu"))
         for number in range(rows // ROWS_PER_SHARD):
             deform.start_epoch(0, number)
             picked = np.random.default_rng(number).integers(0, len(split.labels), ROWS_PER_SHARD)
-            part = Part(0, ROWS_PER_SHARD, ROWS_PER_SHARD)
+            part = RankSlice(0, ROWS_PER_SHARD, ROWS_PER_SHARD)
             pixels = torch.from_numpy(split.images[picked]).flatten(1)
             images = deform(pixels, part).round().byte().numpy()
             ids = np.arange(ROWS_PER_SHARD) + number * ROWS_PER_SHARD
-            data = shards.encode(Split(ids, images, split.labels[picked]), digits.image)
+            data = shards.encode(LabeledImages(ids, images, split.labels[picked]), digits.image)
             path = f"train/{number:05}.parquet"
             yield write_file(storage, folder, path, data, rows=ROWS_PER_SHARD)
         for entry in digits.shards("val"):
@@ -74,7 +75,7 @@ def main(root: str, ref: str, memory_mib: int) -> None:
     storage = Storage(root)
     dataset = load(storage, f"datasets/{ref}", DatasetManifest)
     training = RECIPES["fast"].model_copy(update={"memory_mib": memory_mib})
-    worker = Worker(Job(storage, dataset, training, "runs/none", "cpu"))
+    worker = Worker(TrainJob(storage, dataset, training, "runs/none", "cpu"))
     rate = worker.run_epoch()["images_per_s"]
     print(json.dumps({"rate": rate, "peak_mib": peak_mib() - before}))
 

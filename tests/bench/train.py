@@ -21,11 +21,12 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import cluster
-from pipeline.config import RECIPES, Data, Preprocess, Train, Training
-from pipeline.preprocess import preprocess
-from pipeline.storage import Storage
-from pipeline.train import train
+from pipeline.artifacts.storage import Storage
+from pipeline.cluster import connection
+from pipeline.config import Data, Preprocess, Train
+from pipeline.recipes import RECIPES, Training
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.train import train
 from tests.bench import stream
 from tests.bench.fit import GOAL
 
@@ -71,7 +72,7 @@ def bench_runs(root: str, ref: str, source: str, rounds: int) -> Iterator[dict[s
         started = time.perf_counter()
         # As many threads as the script has: all of the machine's.
         threads = ("--train.cpus-per-worker", len(os.sched_getaffinity(0)))
-        call(*PIPELINE, "train", "seed", "--root", root, "--dataset", ref, "--force", *threads)
+        call(*PIPELINE, "train", "tutorial", "--root", root, "--dataset", ref, "--force", *threads)
         ours = time.perf_counter() - started
         fast = json.loads(call(sys.executable, "-m", "tests.bench.fit", root, ref).splitlines()[-1])
         yield {"script": script, "loop": float(printed.split()[0]), "ours": ours, **fast}
@@ -101,7 +102,7 @@ def main() -> None:
         sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
     console = Console(width=100)
     with tempfile.TemporaryDirectory() as root:
-        with cluster.connected():
+        with connection.connected():
             ref = preprocess(Preprocess(root=root, data=Data(source=source))).ref
             workers = list(bench_workers(root, ref, PAIRS))
         steps = json.loads(call(sys.executable, "-m", "tests.bench.steps", root, ref, ROUNDS))

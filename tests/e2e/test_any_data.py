@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import idx, registry
-from pipeline.idx import Array
-from pipeline.profiles import PROFILES, ROLES
-from pipeline.storage import Storage
-from tests.browser import CHROMIUM, opened
-from tests.processes import pipeline
-from tests.servers import serving
+from pipeline.arrays import UInt8Array
+from pipeline.artifacts import registry
+from pipeline.artifacts.storage import Storage
+from pipeline.data.catalog import PROFILES, ROLES
+from pipeline.data.readers import idx_format
+from tests.support.browser import CHROMIUM, opened
+from tests.support.processes import pipeline
+from tests.support.servers import serving
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ HEIGHT, WIDTH = 20, 24
 SPLITS = {"train": 1040, "test": 104}
 
 
-def stripes(split: str, classes: int) -> tuple[Array, Array]:
+def stripes(split: str, classes: int) -> tuple[UInt8Array, UInt8Array]:
     """images uint8 (N, 20, 24): noise, and a bright block at a place of the label's own."""
     random = np.random.default_rng(len(split))
     labels = np.arange(SPLITS[split], dtype=np.uint8) % classes
@@ -37,7 +38,7 @@ def stripes(split: str, classes: int) -> tuple[Array, Array]:
     return images, labels
 
 
-def png(image: Array) -> bytes:
+def png(image: UInt8Array) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
@@ -46,8 +47,8 @@ def png(image: Array) -> bytes:
 def idx_files(folder: Path) -> None:
     for split in SPLITS:
         images, labels = stripes(split, 12)
-        (folder / ROLES[f"{split}_images"]).write_bytes(idx.write(images))
-        (folder / ROLES[f"{split}_labels"]).write_bytes(idx.write(labels))
+        (folder / ROLES[f"{split}_images"]).write_bytes(idx_format.encode(images))
+        (folder / ROLES[f"{split}_labels"]).write_bytes(idx_format.encode(labels))
 
 
 def emnist(folder: Path) -> None:
@@ -56,8 +57,8 @@ def emnist(folder: Path) -> None:
     for split in SPLITS:
         images, labels = stripes(split, 26)
         lying = np.ascontiguousarray(images.transpose(0, 2, 1))
-        (folder / names[f"{split}_images"]).write_bytes(idx.write(lying))
-        (folder / names[f"{split}_labels"]).write_bytes(idx.write(labels + 1))
+        (folder / names[f"{split}_images"]).write_bytes(idx_format.encode(lying))
+        (folder / names[f"{split}_labels"]).write_bytes(idx_format.encode(labels + 1))
 
 
 def pictures(folder: Path) -> None:
@@ -98,7 +99,7 @@ def test_it_becomes_a_model_that_is_served(
     model = registry.find_model(Storage(str(root)), done.stdout.strip())
     assert model.image.shape == (HEIGHT, WIDTH)
     assert list(model.image.class_names) == classes
-    folder = root / registry.folder(model.name, model.version)
+    folder = root / registry.model_folder(model.name, model.version)
     report = (folder / "report.html").read_text()
     assert all(f">{of}<" in report for of in classes)
     (scores,) = (root / "scores" / model.ref).glob("*.parquet")

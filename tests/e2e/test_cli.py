@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RECIPES, Train
-from pipeline.manifest import RunManifest, find
-from pipeline.storage import Storage
-from pipeline.train import train
+from pipeline.artifacts.commit import find
+from pipeline.artifacts.manifests import RunManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.config import Train
+from pipeline.recipes import RECIPES
+from pipeline.stages.train import train
 from tests.conftest import Artifacts
-from tests.processes import pipeline, wait_for
+from tests.support.processes import pipeline, wait_for
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import tritonclient.http.aio as triton_aio
 from open_inference.openapi.client import OpenInferenceClient
 from open_inference.openapi.types import InferenceRequest
 
+from pipeline.artifacts.registry import promote
 from pipeline.contract import Predictions
-from pipeline.predictor import Predictor
-from pipeline.registry import promote
+from pipeline.models.predictor import Predictor
 from serving.client import AsyncClient, Client, ServerError
-from tests.models import STRIPES, publish
-from tests.servers import Server, started
+from tests.support.servers import Server, started
+from tests.support.stripes_model import STRIPES, publish
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, *STRIPES.shape), np.uint8)
 SWAPS = 20

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import requests
 
-from pipeline.manifest import DatasetManifest, load
-from pipeline.predictor import Predictor
-from pipeline.registry import find_model
-from pipeline.shards import read_split
-from pipeline.storage import Storage
-from tests.processes import Command, wait_for
+from pipeline.artifacts.commit import load
+from pipeline.artifacts.manifests import DatasetManifest
+from pipeline.artifacts.registry import find_model
+from pipeline.artifacts.storage import Storage
+from pipeline.data.shards import read_split
+from pipeline.models.predictor import Predictor
+from tests.support.processes import Command, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 TOKEN = "a-token-of-this-test-and-of-nothing-else"

@@ -22,10 +22,10 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.hostile import REQUESTS, addressed
-from tests.models import STRIPES
-from tests.processes import wait_for
-from tests.servers import Server, started
+from tests.support.hostile_requests import REQUESTS, addressed
+from tests.support.processes import wait_for
+from tests.support.servers import Server, started
+from tests.support.stripes_model import STRIPES
 
 PATIENCE_S = 20
 PIXELS = np.zeros(STRIPES.num_pixels, np.uint8).tobytes()

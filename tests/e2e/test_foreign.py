@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.predictor import Predictor
+from pipeline.models.predictor import Predictor
 from serving import keys
-from tests.models import STRIPES
-from tests.servers import Server, started
+from tests.support.servers import Server, started
+from tests.support.stripes_model import STRIPES
 
 REPOSITORY = Path(__file__).parents[2]
 KEY = "a key"

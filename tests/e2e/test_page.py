@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser import CHROMIUM, opened
-from tests.servers import Server, started
+from tests.support.browser import CHROMIUM, opened
+from tests.support.servers import Server, started
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
 

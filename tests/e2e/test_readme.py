@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import STAGES
-from serving.edge import free_ports
-from tests.processes import Command, wait_for
+from serving.ingress.ports import free_ports
+from tests.support.processes import Command, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()

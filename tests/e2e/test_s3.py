@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.artifacts.manifests import DatasetManifest, ScoresManifest
 from pipeline.config import Preprocess, Score
-from pipeline.contract import StorageError
-from pipeline.manifest import DatasetManifest, ScoresManifest
-from pipeline.preprocess import preprocess
-from pipeline.score import score
-from tests import s3
+from pipeline.errors import StorageError
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.score import score
 from tests.conftest import Artifacts
-from tests.data import make_images
-from tests.s3 import S3, Fault
+from tests.support import s3
+from tests.support.s3 import S3, Fault
+from tests.support.sample_data import make_images
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

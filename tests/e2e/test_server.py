@@ -17,10 +17,10 @@ import pytest
 import requests
 from PIL import Image
 
-from pipeline.predictor import Predictor
-from pipeline.storage import Storage
-from tests.models import STRIPES, publish, stripe
-from tests.servers import Server, serving, started
+from pipeline.artifacts.storage import Storage
+from pipeline.models.predictor import Predictor
+from tests.support.servers import Server, serving, started
+from tests.support.stripes_model import STRIPES, publish, stripe
 
 
 def refused(root: Path, *flags: str) -> str:

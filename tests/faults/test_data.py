@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline.manifest import DatasetManifest, Manifest, ScoresManifest, find
-from pipeline.storage import Storage
+from pipeline.artifacts.commit import find
+from pipeline.artifacts.manifests import DatasetManifest, Manifest, ScoresManifest
+from pipeline.artifacts.storage import Storage
 from tests.conftest import Artifacts
-from tests.processes import Command, pipeline
+from tests.support.processes import Command, pipeline
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Artifacts
-from tests.processes import Command, pipeline
+from tests.support.processes import Command, pipeline
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 pytestmark = [

@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.models import STRIPES
-from tests.processes import wait_for
-from tests.servers import Server, started
+from tests.support.processes import wait_for
+from tests.support.servers import Server, started
+from tests.support.stripes_model import STRIPES
 
 pytestmark = pytest.mark.slow
 

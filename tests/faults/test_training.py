@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipeline.config import RECIPES, Train
-from pipeline.manifest import RunManifest, find
-from pipeline.runs import Job
-from pipeline.storage import Storage
-from pipeline.train import train
-from pipeline.worker import train_worker
+from pipeline.artifacts.commit import find
+from pipeline.artifacts.manifests import RunManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.config import Train
+from pipeline.recipes import RECIPES
+from pipeline.stages.train import train
+from pipeline.training.loop import train_worker
+from pipeline.training.run_state import TrainJob
 from tests.conftest import TRAINING, Artifacts
-from tests.processes import Command, pipeline, wait_for
-from tests.ranks import on_ranks
+from tests.support.processes import Command, pipeline, wait_for
+from tests.support.ranks import on_ranks
 
 LONG = {"epochs": 80, "batch_size": 5, "checkpoint_every": 1, "deform": 0.1}
 """Long enough to be met in mid-epoch, with a checkpoint behind it."""
@@ -210,7 +212,7 @@ def unfinished(root: Path, artifacts: Artifacts) -> Path:
 
 def epochs_kept(root: Path, folder: Path, artifacts: Artifacts) -> int:
     """Goes on with the run, by a worker without Ray, to the same bits; how much was there still."""
-    job = Job(Storage(str(root)), artifacts.dataset, TRAINING, f"runs/{folder.name}", "cpu")
+    job = TrainJob(Storage(str(root)), artifacts.dataset, TRAINING, f"runs/{folder.name}", "cpu")
     (result,) = on_ranks(1, train_worker, {"job": job})
     assert [line["epoch"] for line in result["metrics"]] == [1, 2, 3, 4]
     sha256 = artifacts.run.file(artifacts.run.checkpoint).sha256

@@ -1,0 +1,19 @@
+"""The array types of the project: numpy arrays of one dtype, of any number of axes."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+
+UInt8Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+"""Images (N, height, width) of raw pixels, or labels (N,)."""
+
+Int64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+"""Ids or labels (N,)."""
+
+Float32Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+"""Probabilities (N, classes), or the weights of a layer."""
+
+UInt64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
+"""UInt64Array of images (N,)."""

@@ -1,0 +1,101 @@
+"""Model versions and their aliases: find, promote, roll back.
+
+A model is named `<name>/<version>` or `<name>/<alias>`: `mnist/0f3c9a1b2d4e`, `mnist/production`.
+A version is 12 hex digits and never changes; an alias is a word, and promoting moves it.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.artifacts.commit import load
+from pipeline.artifacts.manifests import ModelManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.errors import ArtifactDamaged, ArtifactMissing, SettingError
+
+VERSION = re.compile(r"[0-9a-f]{12}")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Alias(BaseModel):
+    """What an alias names now, and what it named before, newest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    history: tuple[str, ...] = ()
+
+
+def model_folder(name: str, version: str) -> str:
+    """Where a model version lies under the storage root."""
+    return f"models/{name}/{version}"
+
+
+def find_model(storage: Storage, ref: str) -> ModelManifest:
+    """The manifest of the model version that `ref` names, itself or by an alias."""
+    name, _ = _split(ref)
+    return load(storage, model_folder(name, resolve_versions(storage, ref)[0]), ModelManifest)
+
+
+def resolve_versions(storage: Storage, ref: str) -> tuple[str, ...]:
+    """The version that `ref` names; for an alias, then those that it named before, newest first."""
+    name, which = _split(ref)
+    if VERSION.fullmatch(which):
+        return (which,)
+    alias = find_alias(storage, name, which)
+    if alias is None:
+        raise ArtifactMissing(
+            f"Model {name!r} has no alias {which!r} under {storage.name()}. Make it: "
+            f"python -m pipeline promote --model {name}/VERSION --alias {which}"
+        )
+    return alias.version, *alias.history
+
+
+def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
+    """What an alias names, or None where it was never promoted."""
+    path = _alias_path(name, alias)
+    try:
+        return Alias.model_validate_json(storage.read(path))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise ArtifactDamaged(
+            f"{storage.name(path)} is not an alias. Promote a model version to it again."
+        ) from None
+
+
+def promote(storage: Storage, ref: str, alias: str) -> Alias:
+    """Makes `alias` name the model version `ref`; ArtifactMissing where there is none."""
+    if VERSION.fullmatch(alias) or not NAME.fullmatch(alias):
+        raise SettingError(
+            f"Alias {alias!r} is not a word, or could be a version. Use one such as production."
+        )
+    model = find_model(storage, ref)
+    before = None
+    with suppress(ArtifactDamaged):
+        before = find_alias(storage, model.name, alias)
+    if before and before.version == model.version:
+        return before
+    history = (before.version, *before.history) if before else ()
+    after = Alias(version=model.version, history=history)
+    text = after.model_dump_json(indent=2) + "\n"
+    storage.write(_alias_path(model.name, alias), text.encode())
+    return after
+
+
+def _alias_path(name: str, alias: str) -> str:
+    return f"models/{name}/aliases/{alias}.json"
+
+
+def _split(ref: str) -> tuple[str, str]:
+    name, slash, which = ref.partition("/")
+    if not slash or not NAME.fullmatch(name) or not NAME.fullmatch(which):
+        raise SettingError(
+            f"Model {ref!r} is not of the form NAME/VERSION or NAME/ALIAS. "
+            "Give one such as mnist/production."
+        )
+    return name, which

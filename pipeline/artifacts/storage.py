@@ -1,0 +1,218 @@
+"""Files on any storage root: a local folder, or a URI that pyarrow.fs knows (`s3://`, `gs://`).
+
+A file appears under its name whole or not at all: locally by temporary file, fsync and rename, on
+an object store as an upload that is completed at its end. That is the ground the commit protocol
+of `manifest.py` stands on.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from pipeline.errors import StorageError
+
+Fingerprint: TypeAlias = tuple[int, ...]
+"""Sizes in bytes, and times of the last write in ns."""
+
+A = TypeVar("A")
+
+B = TypeVar("B")
+
+
+class Storage:
+    """Files under one root, by relative path. Pickles as its root, so Ray can send it anywhere."""
+
+    def __init__(self, root: str) -> None:
+        if root.startswith("file://"):
+            root = unquote(urlsplit(root).path)
+        self.is_local = "://" not in root
+        try:
+            if self.is_local:
+                root = os.path.abspath(os.path.expanduser(root))
+                self._fs, self._base = fs.LocalFileSystem(), root
+            else:
+                self._fs, self._base = fs.FileSystem.from_uri(root)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).replace(root, redact(root))
+            raise StorageError(
+                f"{redact(root)!r} is not a folder or a URI that works: {reason}."
+            ) from None
+        self.root = root.rstrip("/") if root != "/" else root
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.root,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Storage) and other.root == self.root
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.name()!r})"
+
+    def uri(self, path: str = "") -> str:
+        """The absolute path or URI of `path`, for other tools: with credentials, if it has any."""
+        if self.is_local:
+            return f"{self.root}/{path}" if path else self.root
+        parts = urlsplit(self.root)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}".rstrip("/")))
+
+    def name(self, path: str = "") -> str:
+        """The same for people."""
+        return redact(self.uri(path))
+
+    @contextmanager
+    def locked(self, path: str, *, wait: bool = False) -> Iterator[None]:
+        """Keeps other processes from the same block, until this one ends in whatever way.
+
+        StorageError where another has it, unless told to wait. An object store has no locks: there
+        only the atomicity of each file holds.
+        """
+        if not self.is_local:
+            yield
+            return
+        file = Path(self._full(path))
+        with _explained("write", self.name(path)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = file.open("a")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise StorageError(
+                    f"Another process works on {self.name(path.rpartition('/')[0])}. "
+                    "Wait for it to end, or end it."
+                ) from None
+            yield
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file to read at any position; FileNotFoundError where there is no such file."""
+        full = self._full(path)
+        with _explained("read", self.name(path)), self._fs.open_input_file(full) as file:
+            yield file
+
+    def read(self, path: str) -> bytes:
+        """The whole content; FileNotFoundError where there is no such file."""
+        with self.open(path) as file:
+            return bytes(file.read())
+
+    def fingerprint(self, *paths: str) -> Fingerprint:
+        """What changes with the content of these files."""
+        with _explained("read", self.name(paths[0])):
+            full = [self._full(path) for path in paths]
+            look = self._fs.get_file_info
+            infos = look(full) if self.is_local else parallel_map(look, full)
+        return tuple(part for i in infos for part in (i.size or 0, i.mtime_ns or 0))
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder; on an object store, files under that name."""
+        kind = self._fs.get_file_info(self._full(path)).type
+        return bool(kind == fs.FileType.Directory)
+
+    def files(self, path: str = "") -> list[str]:
+        """The files in a folder and in those within, sorted; empty where there is none."""
+        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
+        with _explained("read", self.name(path)):
+            infos = self._fs.get_file_info(selector)
+        start = len(self._base.rstrip("/")) + 1
+        return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
+
+    def write(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Makes `path` hold `data`, atomically and durably, replacing what was there."""
+        with _explained("write", self.name(path)):
+            if self.is_local:
+                _write_local(Path(self._full(path)), data)
+            else:
+                # A signal that came between its beginning and its end would complete it as it is.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(self._upload, path, data).result()
+
+    def _upload(self, path: str, data: bytes | pa.Buffer) -> None:
+        with self._fs.open_output_stream(self._full(path)) as file:
+            file.write(data)
+
+    def delete(self, path: str) -> None:
+        """Removes a file or a folder, if it is there."""
+        with _explained("delete", self.name(path)):
+            kind = self._fs.get_file_info(self._full(path)).type
+            if kind == fs.FileType.Directory:
+                self._fs.delete_dir(self._full(path))
+            elif kind == fs.FileType.File:
+                self._fs.delete_file(self._full(path))
+
+    def _full(self, path: str) -> str:
+        return f"{self._base}/{path}" if path else self._base
+
+
+def redact(uri: str) -> str:
+    """A path or URI without credentials and options."""
+    if "://" not in uri:
+        return uri
+    scheme, _, rest = uri.partition("://")
+    # Credentials that are not percent-encoded may have any sign in them.
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """What the work returns for each, in order: several files at a time, as each is waited for."""
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(work, items))
+
+
+class _explained:
+    """Turns what a file system raises, but for FileNotFoundError, into
+    a StorageError that says what failed."""
+
+    def __init__(self, verb: str, uri: str) -> None:
+        self.verb, self.uri = verb, uri
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        if isinstance(error, OSError | pa.ArrowInvalid):
+            reason = getattr(error, "strerror", None) or str(error)
+            advice = "" if getattr(error, "errno", None) != errno.ENOSPC else _make_room(self.uri)
+            raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.{advice}") from None
+
+
+def _make_room(path: str) -> str:
+    folder = next(parent for parent in Path(path).parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    return f" {free:,} bytes are free there. Make room, then run the same command again."
+
+
+def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,50 @@
+"""The MLP, its table and its graph: the one definition that training, export and `show` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.contract import PIXEL_MAX, ImageSpec
+
+
+class Mlp(nn.Module):
+    """Raw pixels to logits: scale, flatten, then dense layers with relu between them.
+
+    Weights are Glorot uniform (Glorot and Bengio 2010, eq. 16), biases zero, as Axon's defaults.
+    """
+
+    def __init__(self, image: ImageSpec, hidden_sizes: Sequence[int], *, seed: int = 0) -> None:
+        super().__init__()
+        sizes = [image.num_pixels, *hidden_sizes, image.num_classes]
+        self.layers = nn.ModuleList(
+            nn.Linear(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 (N, classes) of images uint8 (N, height, width)."""
+        x = images.flatten(1).to(torch.float32) / PIXEL_MAX
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        logits: Tensor = self.layers[-1](x)
+        return logits
+
+
+class Classifier(nn.Module):
+    """An Mlp with the outputs of the contract: probabilities and prediction."""
+
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """probabilities float32 (N, classes), prediction int64 (N,), of uint8 images."""
+        probabilities = torch.softmax(self.mlp(image), dim=-1)
+        return probabilities, probabilities.argmax(-1)

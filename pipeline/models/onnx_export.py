@@ -1,0 +1,57 @@
+"""A classifier -> one self-contained ONNX file, with the scaling of pixels in the graph."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+
+import onnx
+import torch
+
+from pipeline.artifacts.manifests import RunManifest
+from pipeline.contract import INPUT, PREDICTION, PROBABILITIES
+from pipeline.models.mlp import Classifier
+
+OPSET = 20
+
+
+def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
+    """One self-contained ONNX file; the same weights give the same bytes.
+
+    The exporter's notes of where each node came from hold paths of this machine, so they go.
+    """
+    example = torch.zeros(2, *run.image.shape, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=FutureWarning)
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        program = torch.onnx.export(
+            classifier,
+            (example,),
+            input_names=[INPUT],
+            output_names=[PROBABILITIES, PREDICTION],
+            dynamic_shapes={"image": {0: "N"}},
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+    for tensor in model.graph.initializer:
+        tensor.ClearField("metadata_props")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    properties = {
+        "dataset": run.dataset,
+        "run": run.run,
+        "classes": json.dumps(run.image.class_names),
+    }
+    onnx.helper.set_model_props(model, properties | ({"caveat": run.caveat} if run.caveat else {}))
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,142 @@
+"""Predictor: a verified model version in onnxruntime, numpy in and out.
+
+Knows nothing of torch, Ray or HTTP; training, serving and scoring meet in it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from pipeline.artifacts.commit import read_file
+from pipeline.artifacts.manifests import ModelManifest, TensorSpec
+from pipeline.artifacts.registry import model_folder
+from pipeline.artifacts.storage import Storage
+from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, ImageSpec, Predictions
+from pipeline.errors import ModelRejected, ResourcesMissing
+
+Kind = Literal["inputs", "outputs"]
+
+Device = Literal["cpu", "cuda"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+class Predictor:
+    """Predicts with one model version on one device. `predict` may be called from many threads.
+
+    Raises ArtifactDamaged where the file is not the one that was published, ModelRejected where its
+    tensors are not those of its manifest, ResourcesMissing where the device is not to be had.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        model: ModelManifest,
+        *,
+        device: Device = "cpu",
+        num_threads: int = 1,
+    ) -> None:
+        self.model, self._device = model, device
+        data = read_file(storage, model_folder(model.name, model.version), model.file("model.onnx"))
+        self._session = open_session(data, device=device, num_threads=num_threads)
+        checks: tuple[tuple[Kind, tuple[TensorSpec, ...]], ...] = (
+            ("inputs", model.inputs),
+            ("outputs", model.outputs),
+        )
+        for kind, expected in checks:
+            found = session_tensors(self._session, kind)
+            if found != expected:
+                raise ModelRejected(
+                    f"Model {model.ref} has the {kind} {found}, but its manifest says {expected}. "
+                    "Export it again."
+                )
+
+    @property
+    def provider(self) -> str:
+        """The onnxruntime provider in use."""
+        return str(self._session.get_providers()[0])
+
+    def predict(self, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Predictions:
+        """Predictions for raw pixels, uint8 (N, height, width), in their order."""
+        if self._device == "cpu":
+            return run_session(self._session, images)
+        return run_session_bound(self._session, images, self._device)
+
+
+def open_session(
+    data: bytes, *, device: Device = "cpu", num_threads: int = 1
+) -> ort.InferenceSession:
+    """An onnxruntime session on exactly this device and with exactly so many threads."""
+    provider = PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise ResourcesMissing(
+            f"This onnxruntime has no {provider}, only {', '.join(ort.get_available_providers())}. "
+            "Use --device cpu, or install onnxruntime-gpu."
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device == "cuda":
+        ort.preload_dlls()
+    session = ort.InferenceSession(data, options, providers=[provider], enable_fallback=0)
+    if (used := session.get_providers()[0]) != provider:
+        raise ResourcesMissing(
+            f"{provider} did not load and onnxruntime took {used} instead. "
+            "Check the GPU, its driver and the CUDA libraries, or use --device cpu."
+        )
+    return session
+
+
+def run_session(
+    session: ort.InferenceSession, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> Predictions:
+    """One call of the model."""
+    probabilities, prediction = session.run([PROBABILITIES, PREDICTION], {INPUT: images})
+    return Predictions(probabilities, prediction)
+
+
+def run_session_bound(
+    session: ort.InferenceSession,
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+    device: Device,
+) -> Predictions:
+    """The same in memory of the device: each tensor is copied once, on its way in or out."""
+    binding = session.io_binding()
+    value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device)
+    binding.bind_ortvalue_input(INPUT, value)
+    for name in (PROBABILITIES, PREDICTION):
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    probabilities, prediction = (value.numpy() for value in binding.get_outputs())
+    return Predictions(probabilities, prediction)
+
+
+def session_tensors(session: ort.InferenceSession, kind: Kind) -> tuple[TensorSpec, ...]:
+    """Names, dtypes and shapes of a session's inputs or outputs; -1 for a free axis."""
+    nodes = session.get_inputs() if kind == "inputs" else session.get_outputs()
+    return tuple(
+        TensorSpec(
+            name=node.name,
+            dtype=DTYPES.get(node.type, node.type),
+            shape=tuple(size if isinstance(size, int) else -1 for size in node.shape),
+        )
+        for node in nodes
+    )
+
+
+def expected_tensors(image: ImageSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs that a model for such images must have."""
+    return (
+        (TensorSpec(name=INPUT, dtype="uint8", shape=(-1, image.height, image.width)),),
+        (
+            TensorSpec(name=PROBABILITIES, dtype="float32", shape=(-1, image.num_classes)),
+            TensorSpec(name=PREDICTION, dtype="int64", shape=(-1,)),
+        ),
+    )

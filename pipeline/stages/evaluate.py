@@ -1,0 +1,54 @@
+"""Model version -> metrics over labelled splits, and the report that shows them.
+
+python -m pipeline evaluate --model NAME/VERSION
+"""
+
+from __future__ import annotations
+
+from pipeline.artifacts import registry
+from pipeline.artifacts.commit import commit, find, load, write_file
+from pipeline.artifacts.manifests import DatasetManifest, EvaluationManifest, RunManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.config import Evaluate
+from pipeline.console import say
+from pipeline.data import shards
+from pipeline.evaluation import report
+from pipeline.evaluation.metrics import evaluate_predictor
+from pipeline.models.predictor import Predictor
+
+SPLITS = ("val", "test")
+
+
+def evaluate(settings: Evaluate) -> EvaluationManifest:
+    """Evaluates a model version over `val` and `test`, or finds that done; writes the report."""
+    storage = Storage(settings.root)
+    model = registry.find_model(storage, settings.model)
+    folder = registry.model_folder(model.name, model.version)
+    if not settings.force and (done := find(storage, folder, EvaluationManifest)):
+        say(f"evaluation of {model.ref} is there already")
+        return done
+    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
+    run = load(storage, f"runs/{model.run}", RunManifest)
+    predictor = Predictor(storage, model)
+    found = {
+        split: evaluate_predictor(predictor, shards.iter_shards(storage, dataset, split))
+        for split in SPLITS
+    }
+    for split, evaluation in found.items():
+        assert evaluation.metrics["count"] == dataset.rows[split]
+    pages = report.render(model, dataset, run.metrics, found)
+    metrics = {split: evaluation.metrics for split, evaluation in found.items()}
+    manifest = EvaluationManifest(
+        caveat=model.caveat,
+        model=model.ref,
+        dataset=dataset.ref,
+        metrics=metrics,
+        files=tuple(
+            write_file(storage, folder, name, text.encode()) for name, text in pages.items()
+        ),
+    )
+    commit(storage, folder, manifest)
+    for split, values in metrics.items():
+        say(f"accuracy on {split}: {values['accuracy']:.4f}, {values['errors']} errors")
+    say(f"report: {storage.name(folder)}/report.html")
+    return manifest

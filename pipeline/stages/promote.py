@@ -1,0 +1,19 @@
+"""Makes an alias name a model version; servers and scoring that use the alias follow it.
+
+python -m pipeline promote --model mnist/0f3c9a1b2d4e
+"""
+
+from __future__ import annotations
+
+from pipeline.artifacts import registry
+from pipeline.artifacts.storage import Storage
+from pipeline.config import Promote
+from pipeline.console import say
+
+
+def promote(settings: Promote) -> str:
+    """Promotes, says what the alias named before, and returns the name to serve and score by."""
+    alias = registry.promote(Storage(settings.root), settings.model, settings.alias)
+    if alias.history:
+        say(f"before: {alias.history[0]}; to roll back, promote that")
+    return f"{settings.model.partition('/')[0]}/{settings.alias}"

@@ -1,0 +1,118 @@
+"""All stages in order, each skipped where its artifact is there, and a summary at the end.
+
+python -m pipeline run fast
+"""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.table import Table
+
+from pipeline.artifacts import registry
+from pipeline.artifacts.manifests import EvaluationManifest, ModelManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.cluster import connection
+from pipeline.config import Evaluate, Export, Preprocess, Run, Score, Train
+from pipeline.console import console, warn
+from pipeline.stages.smoke_test import Answer, ask_server
+
+ALIAS = "production"
+
+
+def run(settings: Run) -> str:
+    """Runs every stage, promotes the model version, and returns its name."""
+    # The stages are imported where they are used, by this thread or by one that goes ahead: torch
+    # and the rest take 4 s, in which Ray can start.
+    threading.Thread(target=_import_stages, daemon=True).start()
+    root, force = settings.root, settings.force
+    storage = Storage(root)
+    times: dict[str, float] = {}
+    with connection.shared():
+        with _timed("preprocess", times):
+            from pipeline.stages.preprocess import preprocess
+
+            dataset = preprocess(Preprocess(root=root, data=settings.data, force=force))
+        with _timed("train", times):
+            from pipeline.stages.train import train
+
+            trained = train(
+                Train(root=root, dataset=dataset.ref, train=settings.train, force=force)
+            )
+        with _timed("export", times):
+            from pipeline.stages.export import export
+
+            model = export(Export(root=root, run=trained.run, force=force))
+        with _timed("evaluate", times):
+            from pipeline.stages.evaluate import evaluate
+
+            evaluation = evaluate(Evaluate(root=root, model=model.ref, force=force))
+        with _timed("score", times):
+            from pipeline.stages.score import score
+
+            test, output = f"{dataset.ref}/test", storage.uri(f"scores/{model.ref}")
+            score(Score(root=root, model=model.ref, input=(test,), output=output, force=force))
+    answer = None
+    if settings.check_serving:
+        with _timed("one prediction over HTTP", times):
+            answer = ask_server(storage, model, dataset)
+    registry.promote(storage, model.ref, ALIAS)
+    _summarize(settings, model, evaluation, times, answer)
+    return model.ref
+
+
+def _import_stages() -> None:
+    for stage in ("preprocess", "train", "export", "evaluate", "score"):
+        importlib.import_module(f"pipeline.stages.{stage}")
+
+
+@contextmanager
+def _timed(stage: str, times: dict[str, float]) -> Iterator[None]:
+    console.print(f"[bold]{stage}[/bold]")
+    started = time.perf_counter()
+    yield
+    times[stage] = time.perf_counter() - started
+
+
+def _summarize(
+    settings: Run,
+    model: ModelManifest,
+    evaluation: EvaluationManifest,
+    times: dict[str, float],
+    answer: Answer | None,
+) -> None:
+    table = Table(title=f"{model.ref}, run {model.run}", show_header=False)
+    for split, metrics in evaluation.metrics.items():
+        errors = f"{metrics['errors']} errors of {metrics['count']:,}"
+        table.add_row(f"accuracy on {split}", f"{metrics['accuracy']:.4f}  ({errors})")
+    for stage, seconds in times.items():
+        table.add_row(f"time of {stage}", f"{seconds:.1f} s")
+    if answer:
+        table.add_row("over HTTP", f"a {answer.label} was taken for a {answer.prediction}")
+    console.print(table)
+    storage = Storage(settings.root)
+    folder = storage.name(registry.model_folder(model.name, model.version))
+    console.print(
+        f"model   {folder}/model.onnx\n"
+        f"report  {folder}/report.html\n"
+        f"scores  {storage.name(f'scores/{model.ref}')}\n",
+        markup=False,
+    )
+    if model.caveat:
+        warn(model.caveat)
+    root = f"--root {shlex.quote(storage.name())}"
+    data = settings.data.model_dump(exclude_defaults=True)
+    flags = "".join(f" --data.{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in data.items())
+    console.print(
+        "What next\n"
+        f"  serve it      python -m serving {root} --model {model.name}/{ALIAS}\n"
+        f"  look at it    python -m pipeline show {root} --model {model.name}/{ALIAS}\n"
+        f"  the tutorial  python -m pipeline run seed {root}{flags}\n"
+        f"  on a cluster  infra/jobs/submit.sh fast{flags}",
+        markup=False,
+    )

@@ -1,0 +1,85 @@
+"""A model version for the eye: its table, its graph, and a digit with what the model says of it.
+
+python -m pipeline show --model mnist/production --index 7
+"""
+
+from __future__ import annotations
+
+import io
+import os
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.arrays import UInt8Array
+from pipeline.artifacts import registry
+from pipeline.artifacts.commit import load, read_file
+from pipeline.artifacts.manifests import DatasetManifest, ModelManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.config import Show
+from pipeline.data import shards
+from pipeline.errors import SettingError
+from pipeline.models import numpy_forward
+from pipeline.models.predictor import Predictor
+from pipeline.models.summary import BYTES_PER_PARAMETER, layer_table, mermaid_graph, num_parameters
+
+SHADES = " ░▒▓█"
+
+BAR_WIDTH = 30
+
+
+def show(settings: Show) -> None:
+    """Prints the table of the layers, the graph as Mermaid, and one image of `test`."""
+    storage = Storage(settings.root)
+    model = registry.find_model(storage, settings.model)
+    dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
+    if settings.index >= dataset.rows["test"]:
+        raise SettingError(
+            f"--index is {settings.index}, but `test` has {dataset.rows['test']} images."
+        )
+    split = shards.read_split(storage, dataset, "test")
+    image, label = split.images[settings.index], int(split.labels[settings.index])
+    if settings.save:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        folder, _, file = os.path.abspath(settings.save).rpartition("/")
+        Storage(folder).write(file, buffer.getvalue())
+    out = Console(highlight=False)
+    layers = layer_table(model.image, model.training["hidden_sizes"])
+    out.print(model_table(model))
+    parameters = num_parameters(layers)
+    out.print(f"Total parameters: {parameters:,}")
+    out.print(f"Total parameters memory: {parameters * BYTES_PER_PARAMETER:,} bytes\n")
+    print(mermaid_graph(layers))
+    print(f"\n{draw(image)}\n")
+    probabilities = Predictor(storage, model).predict(image[None]).probabilities[0]
+    data = read_file(
+        storage, registry.model_folder(model.name, model.version), model.file("model.onnx")
+    )
+    by_hand = numpy_forward.forward(data, image[None])[0]
+    names = model.image.class_names
+    for name, probability in zip(names, probabilities, strict=True):
+        print(f"{name:>10} {probability:.4f} {'█' * round(float(probability) * BAR_WIDTH)}")
+    print(f"\ntrue label {names[label]}, prediction {names[int(probabilities.argmax())]}")
+    print(f"by hand in numpy: at most {abs(by_hand - probabilities).max():.1e} from onnxruntime")
+    if model.caveat:
+        print(model.caveat)
+
+
+def model_table(model: ModelManifest) -> Table:
+    """The layers of a model version with their shapes and parameters, to print with rich."""
+    result = Table(title=model.ref)
+    for column in ("layer", "input shape", "output shape", "parameters"):
+        result.add_column(column, justify="left" if column == "layer" else "right")
+    for row in layer_table(model.image, model.training["hidden_sizes"]):
+        result.add_row(
+            row.layer, str(row.input_shape), str(row.output_shape), f"{row.parameters:,}"
+        )
+    return result
+
+
+def draw(image: UInt8Array) -> str:
+    """An image uint8 (height, width) in block characters, two columns a pixel."""
+    steps = image.astype(int) * (len(SHADES) - 1) // 255
+    return "\n".join("".join(SHADES[step] * 2 for step in row).rstrip() for row in steps)

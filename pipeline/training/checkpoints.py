@@ -1,0 +1,91 @@
+"""Checkpoints of a run, which a crash at any moment leaves usable.
+
+Ray Train keeps an index of its own, but rewrites it in place and trusts what it points to. Here a
+checkpoint is one atomic file, and `checkpoints.json` lists the newest two with their digests, so
+that a damaged newest one falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from typing import NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from pipeline.artifacts.commit import find, read_file, write_file
+from pipeline.artifacts.manifests import FileEntry, RunManifest
+from pipeline.artifacts.storage import Storage
+from pipeline.errors import ArtifactDamaged
+from pipeline.models.mlp import Mlp
+from pipeline.training.run_state import CHECKPOINTS
+
+MAX_CHECKPOINTS = 2
+
+_INDEX = TypeAdapter(tuple[FileEntry, ...])
+
+
+class TrainState(NamedTuple):
+    """All that training needs to go on after `epoch` epochs; random numbers follow the seed.
+
+    No times are in it, so the same training gives the same bytes.
+    """
+
+    epoch: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def save(storage: Storage, folder: str, state: TrainState) -> FileEntry:
+    """Writes a checkpoint, makes it the newest, and drops those that nothing needs any more."""
+    buffer = io.BytesIO()
+    torch.save(state._asdict(), buffer)
+    data = buffer.getvalue()
+    name = f"checkpoints/epoch-{state.epoch:05}-{hashlib.sha256(data).hexdigest()[:12]}.pt"
+    entry = write_file(storage, folder, name, data)
+    newest_first = (entry, *(old for old in _index(storage, folder) if old != entry))
+    storage.write(f"{folder}/{CHECKPOINTS}", _INDEX.dump_json(newest_first[:MAX_CHECKPOINTS]))
+    finished = find(storage, folder, RunManifest)
+    for old in newest_first[MAX_CHECKPOINTS:]:
+        if not finished or old.path != finished.checkpoint:
+            storage.delete(f"{folder}/{old.path}")
+    return entry
+
+
+def load_latest(storage: Storage, folder: str, *, epochs: int) -> TrainState | None:
+    """The newest checkpoint to go on from that is whole, or None where there is none.
+
+    Metrics are there of the first `epochs`; a checkpoint after those would leave a gap in them.
+    """
+    for entry in _index(storage, folder):
+        try:
+            state = _load(storage, folder, entry)
+        except ArtifactDamaged as error:
+            logging.getLogger(__name__).warning("%s Trying the checkpoint before.", error)
+            continue
+        if state.epoch <= epochs:
+            return state
+    return None
+
+
+def load_model(storage: Storage, run: RunManifest) -> Mlp:
+    """The trained network of a finished run."""
+    state = _load(storage, f"runs/{run.run}", run.file(run.checkpoint))
+    model = Mlp(run.image, run.training["hidden_sizes"])
+    model.load_state_dict(state.model)
+    return model.eval()
+
+
+def _load(storage: Storage, folder: str, entry: FileEntry) -> TrainState:
+    data = read_file(storage, folder, entry)
+    return TrainState(**torch.load(io.BytesIO(data), weights_only=True, map_location="cpu"))
+
+
+def _index(storage: Storage, folder: str) -> tuple[FileEntry, ...]:
+    try:
+        return _INDEX.validate_json(storage.read(f"{folder}/{CHECKPOINTS}"))
+    except (FileNotFoundError, ValidationError):
+        return ()

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray.data.extensions import ArrowTensorArray
+
+from pipeline.arrays import UInt8Array
+from pipeline.artifacts.storage import Storage
+from pipeline.data.partitions import EncodedShard, Partition, ShardWriter, partition_rows
+from pipeline.data.readers.image_folder import IMAGES_PER_READER, image_files, open_image_folder
+from pipeline.data.readers.parquet import open_parquet
+from pipeline.data.readers.rows import RowBatch, Rows
+from pipeline.errors import DataError, SettingError
+
+SHAPE = (5, 4)
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
+SIZE = {"height": "5", "width": "4"}
+
+
+def png(image: UInt8Array) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def read(folder: Path, image: pa.Array, begin: int = 0, end: int = 6, **columns: Any) -> RowBatch:
+    table = pa.table({"image": image, **columns}).replace_schema_metadata(SIZE)
+    pq.write_table(table, folder / "images.parquet", row_group_size=4)
+    part = open_parquet(Storage(str(folder)), "images.parquet", None)
+    assert part.shape == SHAPE
+    return Rows((part,)).read(begin, end)
+
+
+FORMS = {
+    "fixed-size binary": pa.array([image.tobytes() for image in IMAGES], pa.binary(20)),
+    "binary": pa.array([image.tobytes() for image in IMAGES]),
+    "PNG": pa.array([png(image) for image in IMAGES]),
+    "PNG of Hugging Face": pa.array([{"bytes": png(image), "path": "a"} for image in IMAGES]),
+    "lists": pa.array([image.ravel().tolist() for image in IMAGES]),
+    "lists of bytes": pa.array([image.ravel().tolist() for image in IMAGES], pa.list_(pa.uint8())),
+    "lists of lists": pa.array(IMAGES.tolist()),
+    "lists of floats": pa.array([image.ravel().astype(float).tolist() for image in IMAGES]),
+    "fixed-size lists": pa.FixedSizeListArray.from_arrays(pa.array(IMAGES.ravel()), 20),
+    "Arrow's tensors": pa.FixedShapeTensorArray.from_numpy_ndarray(IMAGES),
+    "Ray's tensors": ArrowTensorArray.from_numpy(IMAGES),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_column_may_have_many_forms(tmp_path: Path, form: str) -> None:
+    block = read(tmp_path, FORMS[form], 1, 6)
+    np.testing.assert_array_equal(block.images, IMAGES[1:])
+    np.testing.assert_array_equal(block.ids, np.arange(1, 6))
+    assert block.bad == ()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ranges_are_read_in_any_order(tmp_path: Path, form: str) -> None:
+    read(tmp_path, FORMS[form])
+    part = open_parquet(Storage(str(tmp_path)), "images.parquet", SHAPE)
+    for begin, end in ((0, 1), (1, 2), (2, 5), (5, 6), (3, 6), (0, 6), (1, 3)):
+        block = Rows((part,)).read(begin, end)
+        np.testing.assert_array_equal(block.images, IMAGES[begin:end])
+        np.testing.assert_array_equal(block.ids, np.arange(begin, end))
+
+
+def test_a_range_after_a_damaged_one_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.readers.parquet_stream.BATCH_ROWS", 1)
+    column = FORMS["fixed-size binary"]
+    table = pa.table({"image": column}).replace_schema_metadata(SIZE)
+    path = tmp_path / "images.parquet"
+    options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(table, path, row_group_size=2, write_page_checksum=True, **options)
+    data = bytearray(path.read_bytes())
+    data[data.index(IMAGES[2].tobytes())] ^= 1
+    path.write_bytes(data)
+    part = open_parquet(Storage(str(tmp_path)), path.name, None)
+    for begin in (0, 4, 1, 5):
+        np.testing.assert_array_equal(Rows((part,)).read(begin, begin + 1).images[0], IMAGES[begin])
+        with pytest.raises(DataError, match="could not be read as Parquet"):
+            Rows((part,)).read(2, 4)
+
+
+def test_a_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    read(tmp_path, FORMS["binary"])
+    part = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    read(tmp_path, FORMS["binary"][:2], 0, 2)
+    with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
+        Rows((part,)).read(4, 6)
+
+
+PEAK_OF_ITS_RANGES = """
+import sys, pyarrow
+from pipeline.rows_parquet import open_parquet
+from pipeline.storage import Storage
+part = open_parquet(Storage(sys.argv[1]), "images.parquet", None)
+sums = [part.read(begin, begin + 1000, 0, ()).images.sum() for begin in range(0, 100_000, 1000)]
+print(sum(sums), pyarrow.default_memory_pool().max_memory() >> 20)
+"""
+
+
+def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
+    """In a process of its own, as this one's peak is that of all tests."""
+    pixels = np.random.default_rng(0).integers(0, 256, 100_000 * 784, np.uint8)
+    column = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(784), 100_000, [None, pa.py_buffer(pixels)]
+    )
+    pq.write_table(pa.table({"image": column}), tmp_path / "images.parquet", use_dictionary=False)
+    command = [sys.executable, "-c", PEAK_OF_ITS_RANGES, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    total, peak_mib = map(int, found.stdout.split())
+    assert total == pixels.sum(dtype=np.int64)
+    # Of 75.
+    assert peak_mib < 40
+
+
+@pytest.mark.parametrize(
+    ("column", "reasons"),
+    [
+        (
+            [png(IMAGES[0]), b"GIF", None, png(IMAGES[3])[:40], png(IMAGES[4]), png(IMAGES[5, :3])],
+            {1: "3 bytes", 2: "null", 3: "damaged", 5: "3 x 4, others are 5 x 4"},
+        ),
+        (
+            [IMAGES[0].ravel().tolist(), [1] * 19, None, [256] * 20, [-1] * 20, [0.5] * 20],
+            {1: "not 5 x 4", 2: "null", 3: "0 to 255", 4: "0 to 255", 5: "0 to 255"},
+        ),
+        (
+            [IMAGES[0].tolist(), [[1] * 4] * 4, [[1] * 3] * 5, [], None, IMAGES[5].tolist()],
+            {1: "not 5 x 4", 2: "not 5 x 4", 3: "not 5 x 4", 4: "null"},
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_row_stands_apart(
+    tmp_path: Path, column: list[Any], reasons: dict[int, str]
+) -> None:
+    block = read(tmp_path, pa.array(column))
+    assert {row.id for row in block.bad} == set(reasons)
+    for row in block.bad:
+        assert reasons[row.id] in row.reason
+    np.testing.assert_array_equal(block.images, IMAGES[block.ids])
+
+
+def test_a_null_label_or_id_is_a_bad_row(tmp_path: Path) -> None:
+    labels, ids = [0, None, 2, 3, 4, 5], [10, 11, None, 13, 14, 15]
+    block = read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
+    assert block.labels is not None
+    assert block.labels.tolist() == [0, 3, 4, 5]
+    assert block.ids.tolist() == [10, 13, 14, 15]
+    assert [row.reason for row in block.bad] == ["the label is null", "the id is null"]
+
+
+def test_pictures_are_rows_by_path(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").write_bytes(png(IMAGES[1]))
+    (tmp_path / "a.PNG").write_bytes(png(IMAGES[0]))
+    (tmp_path / "c.png").write_bytes(png(IMAGES[2, :3]))
+    (tmp_path / "d.jpg").write_bytes(b"none")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    storage = Storage(str(tmp_path))
+    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage, ""))))
+    block = rows.read(0, rows.num_rows, ["path"])
+    np.testing.assert_array_equal(block.images, IMAGES[:2])
+    assert block.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
+    assert [row.id for row in block.bad] == [2, 3]
+    assert block.bad[1].reason == "d.jpg: It is no PNG and no JPEG."
+
+
+def test_a_piece_of_many_pictures_names_few(tmp_path: Path) -> None:
+    data = png(IMAGES[0])
+    for number in range(2 * IMAGES_PER_READER + 1):
+        (tmp_path / f"{number:05}.png").write_bytes(data)
+    storage = Storage(str(tmp_path))
+    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage, ""))))
+    (piece,) = partition_rows(rows, 1500, 2001, split="a", path="part-{}", rows_per_shard=501)
+    assert piece.read().ids.tolist() == list(range(1500, 2001))
+    assert [len(part.paths) for part in piece.rows.parts] == [IMAGES_PER_READER, 1]  # type: ignore[attr-defined]
+
+
+def test_rows_go_on_over_the_parts(tmp_path: Path) -> None:
+    read(tmp_path, FORMS["lists"])
+    part = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    block = Rows((part, part, part), first_id=100).read(4, 14)
+    assert block.ids.tolist() == list(range(104, 114))
+    expected = np.concatenate([IMAGES] * 3)[4:14]
+    np.testing.assert_array_equal(block.images, expected)
+
+
+def test_a_picture_that_is_removed_while_it_is_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(IMAGES[0]))
+    rows = Rows(tuple(open_image_folder(Storage(str(tmp_path)), "", ["a.png"])))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match="was changed while it was read"):
+        rows.read(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_shard", "message"), [(1, "more than 3 shards"), (6, "would hold 6")]
+)
+def test_pieces_are_few_and_fit_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int, message: str
+) -> None:
+    monkeypatch.setattr("pipeline.data.partitions.MAX_PARTITIONS", 3)
+    monkeypatch.setattr("pipeline.data.partitions.MAX_PARTITION_PIXELS", 5 * 20)
+    read(tmp_path, FORMS["lists"])
+    rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
+    with pytest.raises(SettingError, match=rf"images.parquet .*{message}"):
+        partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=rows_per_shard)
+    assert len(partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=5)) == 2
+
+
+def test_nothing_is_written_of_a_part_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """A shard of other content would be taken for finished when the part is as it was again."""
+    read(tmp_path, FORMS["lists"])
+    rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
+    (piece,) = partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=6)
+
+    def make(piece: Partition) -> EncodedShard:
+        (tmp_path / "images.parquet").write_bytes(b"other")
+        return EncodedShard(pa.py_buffer(b"shard"), 6, ())
+
+    target = ShardWriter(Storage(str(tmp_path / "out")), "", force=False)
+    with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
+        target.write([piece], make)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,289 @@
+"""Downloads against a real HTTP server on this machine that can fail in the ways mirrors do."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+
+from pipeline.config import SAMPLE, Data
+from pipeline.data import catalog, sources
+from pipeline.data.catalog import ROLES
+from pipeline.data.download import Unreachable, download
+from pipeline.data.readers import idx_format
+from pipeline.data.sources import open_source
+from pipeline.errors import DataError, SettingError, SourceUnreachable, StorageError
+
+BODY = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+class Mirror(ThreadingHTTPServer):
+    """Serves `files`; the first `cuts` replies end after half of what they announced."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.cuts, self.ranges = files, 0, list[str | None]()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Mirror
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.ranges.append(wanted)
+        body = self.server.files.get(self.path.lstrip("/"))
+        if body is None:
+            self.send_error(404)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        rest = body[start:]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        cut = self.server.cuts > 0
+        self.server.cuts -= 1
+        self.wfile.write(rest[: len(rest) // 2] if cut else rest)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    with Mirror({"file": BODY}) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def serve(mirror: Mirror, folder: Path) -> str:
+    mirror.files = {f"{f}.gz": gzip.compress((folder / f).read_bytes()) for f in ROLES.values()}
+    return mirror.url
+
+
+def test_a_file_is_downloaded_once(mirror: Mirror, tmp_path: Path) -> None:
+    for _ in range(2):
+        download([f"{mirror.url}/file"], tmp_path / "new" / "file", SHA256)
+    assert (tmp_path / "new" / "file").read_bytes() == BODY
+    assert len(mirror.ranges) == 1
+
+
+def test_a_cut_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.cuts = 1
+    download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert mirror.ranges == [None, f"bytes={len(BODY) // 2}-"]
+
+
+def test_a_later_run_goes_on_with_what_an_earlier_one_got(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.cuts = 2
+    with pytest.raises(Unreachable):
+        download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
+    assert not (tmp_path / "file").exists()
+    download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert None not in mirror.ranges[1:]
+
+
+def test_the_next_mirror_is_tried_after_a_wrong_or_a_missing_file(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    mirror.files["wrong"] = BODY[::-1]
+    urls = [f"{mirror.url}/{name}" for name in ("missing", "wrong", "file")]
+    download(urls, tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_wrong_file_never_gets_into_the_cache(mirror: Mirror, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="content has sha256"):
+        download([f"{mirror.url}/file"], tmp_path / "file", "0" * 64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_url_is_a_source(mirror: Mirror, source: Path, tmp_path: Path) -> None:
+    settings = Data(name="bars", source=serve(mirror, source), cache=str(tmp_path))
+    found = open_source(settings)
+    assert (found.splits["train"].num_rows, found.shape) == (600, (12, 10))
+    assert found.class_names is None
+
+
+def test_a_url_may_hold_plain_files_and_a_broken_one_is_not_kept(
+    mirror: Mirror, source: Path, tmp_path: Path
+) -> None:
+    mirror.files = {file: (source / file).read_bytes() for file in ROLES.values()}
+    labels = mirror.files[ROLES["test_labels"]]
+    mirror.files[ROLES["test_labels"]] = labels + b"more"
+    settings = Data(name="bars", source=mirror.url, cache=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="Remove the trailing bytes"):
+        open_source(settings)
+    mirror.files[ROLES["test_labels"]] = labels
+    assert open_source(settings).splits["test"].num_rows == 90
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="Give another one by --data.cache"):
+        download([f"{mirror.url}/file"], tmp_path / "file" / "below", SHA256)
+
+
+def test_the_mirrors_of_a_known_data_set_are_verified_and_cached(
+    mirror: Mirror, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = serve(mirror, source)
+    profile = catalog.Profile(
+        mirrors=("http://127.0.0.1:1", url),
+        class_names=("a", "b", "c"),
+        sha256_gz={
+            r: hashlib.sha256(mirror.files[f"{f}.gz"]).hexdigest() for r, f in ROLES.items()
+        },
+        sha256={r: hashlib.sha256((source / f).read_bytes()).hexdigest() for r, f in ROLES.items()},
+    )
+    monkeypatch.setitem(catalog.PROFILES, "bars", profile)
+    for _ in range(2):
+        found = open_source(Data(name="bars", cache=str(tmp_path)))
+    assert found.class_names == ("a", "b", "c")
+    assert len(mirror.ranges) == 4
+
+
+def test_a_data_set_may_come_in_an_archive_of_several(
+    mirror: Mirror, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = catalog.PROFILES["emnist-digits"]
+    packed = io.BytesIO()
+    with ZipFile(packed, "w") as archive:
+        for role, file in known.files.items():
+            data = gzip.compress((source / ROLES[role]).read_bytes())
+            archive.writestr(f"gzip/{file}.gz", data)
+    mirror.files["gzip.zip"] = packed.getvalue()
+    digest = hashlib.sha256(packed.getvalue()).hexdigest()
+    profile = replace(known, mirrors=(mirror.url,), archive_sha256=digest)
+    monkeypatch.setitem(catalog.PROFILES, "emnist-digits", profile)
+    for _ in range(2):
+        found = open_source(Data(name="emnist-digits", cache=str(tmp_path)))
+    assert (found.splits["train"].num_rows, found.shape) == (600, (10, 12))
+    assert len(mirror.ranges) == 1
+
+
+def test_no_mirror_is_an_error_that_says_what_else_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_mirrors(monkeypatch)
+    with pytest.raises(SourceUnreachable, match="or, for mnist, go on with a sample by"):
+        open_source(Data(cache=str(tmp_path)))
+
+
+def test_the_sample_never_stands_in_for_another_data_set(tmp_path: Path) -> None:
+    data = Data(
+        name="bars",
+        source="http://127.0.0.1:1",
+        cache=str(tmp_path),
+        on_unreachable="sample",
+    )
+    with pytest.raises(SourceUnreachable, match="No mirror of 'bars' answered"):
+        open_source(data)
+
+
+def test_the_sample_says_loudly_that_it_is_not_mnist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_mirrors(monkeypatch)
+    found = open_source(Data(cache=str(tmp_path), on_unreachable="sample"))
+    assert found.name == SAMPLE
+    assert {split: rows.num_rows for split, rows in found.splits.items()} == {
+        "train": 4500,
+        "test": 500,
+    }
+    assert found.shape == (28, 28)
+    assert found.num_val == 500
+    assert "no accuracy here is MNIST's" in found.caveat
+    assert "WARNING" in capsys.readouterr().err
+
+
+def test_the_sample_is_real_digits_and_the_same_every_time(tmp_path: Path) -> None:
+    first, second = (sources.open_sample(tmp_path / name) for name in "ab")
+    assert first.digests == second.digests
+    labels = first.splits["train"].read(0, 4500).labels
+    assert labels is not None
+    assert np.bincount(labels).min() > 400
+
+
+@pytest.mark.parametrize("style", ["{}", "{}.gz"])
+@pytest.mark.parametrize("separator", ["-idx", ".idx"])
+def test_a_folder_may_hold_plain_or_gzipped_files(
+    source: Path, tmp_path: Path, style: str, separator: str
+) -> None:
+    for file in ROLES.values():
+        data = (source / file).read_bytes()
+        name = style.format(file.replace("-idx", separator))
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    plain = open_source(Data(name="bars", source=str(source)))
+    found = open_source(Data(name="bars", source=tmp_path.as_uri()))
+    assert found.digests == plain.digests
+
+
+def test_files_that_are_not_the_named_data_set_are_refused(source: Path) -> None:
+    with pytest.raises(DataError, match=r"is not mnist's: its content has sha256"):
+        open_source(Data(name="mnist", source=str(source)))
+
+
+def test_a_folder_without_the_files_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no train-images-idx3-ubyte\[.gz\]"):
+        open_source(Data(name="bars", source=str(tmp_path)))
+
+
+def test_an_unknown_name_needs_a_source() -> None:
+    with pytest.raises(SettingError, match="'bars' is not a data set known here"):
+        open_source(Data(name="bars"))
+
+
+def test_images_and_labels_of_different_counts_are_refused(source: Path, tmp_path: Path) -> None:
+    copy(source, tmp_path)
+    (tmp_path / ROLES["test_labels"]).write_bytes(idx_format.encode(np.zeros(89, np.uint8)))
+    with pytest.raises(DataError, match="hold 90 images but 89 labels"):
+        open_source(Data(name="bars", source=str(tmp_path)))
+
+
+def test_train_and_test_images_of_different_sizes_are_refused(source: Path, tmp_path: Path) -> None:
+    copy(source, tmp_path)
+    (tmp_path / ROLES["test_images"]).write_bytes(
+        idx_format.encode(np.zeros((90, 10, 12), np.uint8))
+    )
+    with pytest.raises(DataError, match="All must be of one size"):
+        open_source(Data(name="bars", source=str(tmp_path)))
+
+
+def test_a_folder_in_place_of_a_file_is_refused(source: Path, tmp_path: Path) -> None:
+    copy(source, tmp_path)
+    (tmp_path / ROLES["test_labels"]).unlink()
+    (tmp_path / ROLES["test_labels"]).mkdir()
+    with pytest.raises(StorageError, match="Could not read .*is a directory"):
+        open_source(Data(name="bars", source=str(tmp_path)))
+
+
+def copy(source: Path, target: Path) -> None:
+    for file in ROLES.values():
+        (target / file).write_bytes((source / file).read_bytes())
+
+
+def no_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = catalog.PROFILES["mnist"]
+    dead = catalog.Profile(
+        ("http://127.0.0.1:1",), profile.class_names, profile.sha256_gz, profile.sha256
+    )
+    monkeypatch.setitem(catalog.PROFILES, "mnist", dead)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from pipeline.artifacts import registry
+from pipeline.artifacts.commit import read_file
+from pipeline.config import Export
+from pipeline.data.shards import read_split
+from pipeline.errors import ModelRejected
+from pipeline.models import numpy_forward, predictor
+from pipeline.models.mlp import Classifier
+from pipeline.models.onnx_export import to_onnx
+from pipeline.models.parity import UINT8_TOLERANCE, check_accuracy, check_contract, check_parity
+from pipeline.models.quantize import quantize
+from pipeline.stages.export import export
+from pipeline.training.checkpoints import load_model
+from tests.conftest import Artifacts
+
+
+@pytest.fixture(scope="module")
+def model_bytes(artifacts: Artifacts) -> bytes:
+    model = artifacts.model
+    folder = registry.model_folder(model.name, model.version)
+    return read_file(artifacts.storage, folder, model.file("model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def images(artifacts: Artifacts) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return read_split(artifacts.storage, artifacts.dataset, "test").images
+
+
+def test_torch_onnxruntime_and_the_pass_by_hand_agree(
+    artifacts: Artifacts,
+    model_bytes: bytes,
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+) -> None:
+    classifier = Classifier(load_model(artifacts.storage, artifacts.run))
+    by_torch = classifier(torch.from_numpy(images))[0].detach().numpy()
+    by_onnxruntime = predictor.run_session(
+        predictor.open_session(model_bytes), images
+    ).probabilities
+    by_hand = numpy_forward.forward(model_bytes, images)
+    np.testing.assert_allclose(by_onnxruntime, by_hand, atol=1e-5)
+    np.testing.assert_allclose(by_torch, by_hand, atol=1e-5)
+
+
+def test_a_model_of_other_weights_is_not_published(
+    artifacts: Artifacts,
+    model_bytes: bytes,
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+) -> None:
+    classifier = Classifier(load_model(artifacts.storage, artifacts.run))
+    session = predictor.open_session(model_bytes)
+    assert check_parity(session, classifier, images) <= 1e-5
+    with torch.no_grad():
+        classifier.mlp.layers[0].bias[0] += 0.01  # type: ignore[index,operator]
+    with pytest.raises(ModelRejected, match="The model was not published"):
+        check_parity(session, classifier, images)
+    with torch.no_grad():
+        classifier.mlp.layers[0].bias[0] = torch.nan  # type: ignore[operator]
+    with pytest.raises(ModelRejected, match="by nan"):
+        check_parity(session, classifier, images)
+
+
+def test_the_file_is_self_contained_and_names_its_origin(
+    artifacts: Artifacts, model_bytes: bytes
+) -> None:
+    model = onnx.load_model_from_string(model_bytes)
+    onnx.checker.check_model(model, full_check=True)
+    assert all(not tensor.external_data for tensor in model.graph.initializer)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert properties["dataset"] == artifacts.dataset.ref
+    assert properties["run"] == artifacts.run.run
+    assert properties["classes"] == '["0", "1", "2"]'
+
+
+def test_the_file_holds_no_path_of_this_machine_and_is_the_same_every_time(
+    artifacts: Artifacts, model_bytes: bytes
+) -> None:
+    classifier = Classifier(load_model(artifacts.storage, artifacts.run)).eval()
+    assert to_onnx(classifier, artifacts.run) == model_bytes
+    assert b"/pipeline/" not in model_bytes
+
+
+def test_a_model_with_other_tensors_breaks_the_contract(
+    artifacts: Artifacts, model_bytes: bytes
+) -> None:
+    session = predictor.open_session(model_bytes)
+    inputs, outputs = artifacts.model.inputs, artifacts.model.outputs
+    check_contract(session, inputs, outputs)
+    with pytest.raises(ModelRejected, match="has the tensors"):
+        check_contract(session, inputs, outputs[:1])
+
+
+def test_exporting_again_finds_the_version(artifacts: Artifacts) -> None:
+    assert export(Export(root=artifacts.root, run=artifacts.run.run)) == artifacts.model
+
+
+def test_triton_is_told_the_tensors_without_the_batch(artifacts: Artifacts) -> None:
+    folder = Path(artifacts.root, registry.model_folder("bars", artifacts.model.version))
+    text = (folder / "config.pbtxt").read_text()
+    assert 'name: "image" data_type: TYPE_UINT8 dims: [ 12, 10 ]' in text
+    assert 'name: "probabilities" data_type: TYPE_FP32 dims: [ 3 ]' in text
+    assert 'name: "prediction" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] }' in text
+
+
+def test_weights_as_uint8_predict_nearly_the_same(artifacts: Artifacts) -> None:
+    settings = Export(root=artifacts.root, run=artifacts.run.run, uint8=True)
+    model = export(settings)
+    assert model.version != artifacts.model.version
+    assert 0 < model.parity_max_difference <= UINT8_TOLERANCE.difference
+    assert model.outputs == artifacts.model.outputs
+    assert export(settings) == model
+
+
+def test_weights_that_uint8_spoils_are_not_published(artifacts: Artifacts) -> None:
+    """One weight so large that all others of its unit are rounded to 0."""
+    classifier = Classifier(load_model(artifacts.storage, artifacts.run)).eval()
+    with torch.no_grad():
+        classifier.mlp.layers[0].weight[:, 0] = 1e4  # type: ignore[operator]
+    session = predictor.open_session(quantize(to_onnx(classifier, artifacts.run)))
+    val = read_split(artifacts.storage, artifacts.dataset, "val")
+    val.images[:, 0, 0] = 0
+    with pytest.raises(ModelRejected, match="Export without --uint8"):
+        check_accuracy(session, classifier, val)

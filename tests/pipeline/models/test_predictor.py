@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.artifacts import registry
+from pipeline.artifacts.storage import Storage
+from pipeline.errors import ArtifactDamaged, ModelRejected, ResourcesMissing
+from pipeline.models.predictor import Device, Predictor, open_session, run_session_bound
+from tests.conftest import Artifacts
+from tests.support.sample_data import make_images
+
+
+def test_it_predicts_the_label(artifacts: Artifacts) -> None:
+    images, labels = make_images(50, seed=9)
+    found = Predictor(artifacts.storage, artifacts.model).predict(images)
+    assert found.probabilities.dtype == np.float32
+    assert found.prediction.dtype == np.int64
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (found.prediction == labels).mean() > 0.95
+
+
+def test_a_row_does_not_depend_on_its_neighbours(artifacts: Artifacts) -> None:
+    images, _ = make_images(7, seed=9)
+    predictor = Predictor(artifacts.storage, artifacts.model)
+    alone = np.concatenate([predictor.predict(image[None]).probabilities for image in images])
+    np.testing.assert_allclose(predictor.predict(images).probabilities, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 50])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_of_a_device_gives_the_same(artifacts: Artifacts, device: Device, rows: int) -> None:
+    if device == "cuda" and not cuda_works(artifacts):
+        pytest.skip("no CUDA on this machine")
+    images, _ = make_images(50, seed=9)
+    folder = registry.model_folder(artifacts.model.name, artifacts.model.version)
+    session = open_session(artifacts.storage.read(f"{folder}/model.onnx"), device=device)
+    expected = Predictor(artifacts.storage, artifacts.model).predict(images[:rows])
+    found = run_session_bound(session, images[:rows], device)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+    np.testing.assert_array_equal(found.prediction, expected.prediction)
+
+
+def test_a_file_that_was_changed_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+    folder = registry.model_folder(artifacts.model.name, artifacts.model.version)
+    data = bytearray(artifacts.storage.read(f"{folder}/model.onnx"))
+    data[len(data) // 2] ^= 1
+    Storage(str(tmp_path)).write(f"{folder}/model.onnx", bytes(data))
+    with pytest.raises(ArtifactDamaged, match="its manifest says"):
+        Predictor(Storage(str(tmp_path)), artifacts.model)
+
+
+def test_tensors_other_than_those_of_the_manifest_are_refused(artifacts: Artifacts) -> None:
+    other = artifacts.model.model_copy(update={"outputs": artifacts.model.outputs[::-1]})
+    with pytest.raises(ModelRejected, match="has the outputs"):
+        Predictor(artifacts.storage, other)
+
+
+def test_the_provider_in_use_is_named(artifacts: Artifacts) -> None:
+    assert Predictor(artifacts.storage, artifacts.model).provider == "CPUExecutionProvider"
+
+
+def test_a_device_that_is_not_there_is_an_error(artifacts: Artifacts) -> None:
+    if cuda_works(artifacts):
+        pytest.skip("CUDA works on this machine")
+    with pytest.raises(ResourcesMissing, match="use --device cpu|Use --device cpu"):
+        Predictor(artifacts.storage, artifacts.model, device="cuda")
+
+
+@pytest.mark.parametrize("module", ["pipeline.models.predictor", "pipeline.artifacts.registry"])
+def test_prediction_needs_neither_torch_nor_ray(module: str) -> None:
+    code = (
+        f"import sys, {module}; print(sorted({{'torch', 'ray', 'starlette'}} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
+
+
+def cuda_works(artifacts: Artifacts) -> bool:
+    try:
+        Predictor(artifacts.storage, artifacts.model, device="cuda")
+    except ResourcesMissing:
+        return False
+    return True

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import Show
+from pipeline.data.shards import read_split
+from pipeline.errors import SettingError
+from pipeline.stages.show import draw, show
+from tests.conftest import Artifacts
+
+
+def test_a_model_is_shown_with_its_table_its_graph_and_a_digit(
+    artifacts: Artifacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "digit.png"
+    show(Show(root=artifacts.root, model=artifacts.model.ref, index=3, save=str(file)))
+    split = read_split(artifacts.storage, artifacts.dataset, "test")
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), split.images[3])
+    out = capsys.readouterr().out
+    assert "Total parameters: 1,987" in out
+    assert "Total parameters memory: 7,948 bytes" in out
+    assert "flowchart TD" in out
+    assert "true label" in out
+    assert "by hand in numpy: at most" in out
+
+
+def test_an_image_beyond_the_split_is_refused(artifacts: Artifacts) -> None:
+    with pytest.raises(SettingError, match="--index is 90, but `test` has 90 images"):
+        show(Show(root=artifacts.root, model=artifacts.model.ref, index=90))
+
+
+def test_black_is_nothing_and_white_is_full() -> None:
+    image = np.array([[0, 255], [255, 0], [0, 0]], np.uint8)
+    assert draw(image) == "  ██\n██\n"

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.training.kernels import gradient_sync
+from pipeline.training.kernels.gradient_sync import GradientSync
+from tests.support.ranks import on_ranks
+
+STEPS, SIZE = 200, 1001
+
+
+def gradient(rank: int, step: int) -> torch.Tensor:
+    return torch.sin(torch.arange(SIZE) * (rank + 1.0) + step)
+
+
+def steps(folder: str) -> dict[str, Any]:
+    """Many steps, one right after the other, and whether they went through shared memory."""
+    gradient_sync.SHARED_FOLDER = folder
+    before = set(os.listdir("/dev/shm"))
+    workers = GradientSync(torch.ones(SIZE))
+    mine, after = workers.parameters[workers.part], []
+    for step in range(STEPS):
+        workers.gradient.copy_(gradient(dist.get_rank(), step))
+        workers.reduce()
+        mine.sub_(workers.reduced)
+        workers.all_gather()
+        after.append(workers.parameters.clone())
+    return {
+        "after": torch.stack(after),
+        "joined": workers.join(mine),
+        "shared": workers._memory is not None,
+        "left": len(set(os.listdir("/dev/shm")) - before),
+    }
+
+
+@pytest.mark.parametrize("folder", ["/dev/shm", "/nowhere"])
+def test_after_each_step_all_workers_have_the_same_bits(folder: str) -> None:
+    ranks = on_ranks(3, steps, folder)
+    sums = torch.stack(
+        [gradient(0, step) + gradient(1, step) + gradient(2, step) for step in range(STEPS)]
+    )
+    for rank in ranks:
+        assert rank["shared"] is (folder == "/dev/shm" and platform.machine() == "x86_64")
+        assert rank["left"] == 0
+        torch.testing.assert_close(rank["after"], ranks[0]["after"], rtol=0, atol=0)
+        torch.testing.assert_close(rank["joined"], rank["after"][-1], rtol=0, atol=0)
+        torch.testing.assert_close(rank["after"], 1 - sums.cumsum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_worker_alone_keeps_its_own() -> None:
+    (alone,) = on_ranks(1, steps, "/dev/shm")
+    assert not alone["shared"]
+    torch.testing.assert_close(alone["after"][0], 1 - gradient(0, 0))

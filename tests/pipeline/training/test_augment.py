@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.training.augment import IMAGES_PER_FIELD, Augment
+from pipeline.training.batch_loader import RankSlice
+
+HEIGHT, WIDTH, BATCH = 20, 24, 3 * IMAGES_PER_FIELD + 7
+CPU = torch.device("cpu")
+
+
+def blobs(count: int) -> Tensor:
+    """The same blob, count times."""
+    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    image = 255 * torch.exp(-(((y - 9) / 4) ** 2) - ((x - 13) / 3) ** 2)
+    return image.to(torch.uint8).expand(count, -1, -1)
+
+
+def deformed(
+    *, strength: float = 1.0, seed: int = 0, epoch: int = 0, workers: int = 1, batches: int = 1
+) -> Tensor:
+    """The last batch of some, put together from all workers."""
+    shares = []
+    for rank in range(workers):
+        deform = Augment(HEIGHT, WIDTH, strength, CPU)
+        deform.start_epoch(seed, epoch)
+        start, stop = (BATCH * r // workers for r in (rank, rank + 1))
+        for _ in range(batches):
+            share = deform(blobs(stop - start).flatten(1), RankSlice(start, stop - start, BATCH))
+        shares.append(share)
+    return torch.cat(shares).view(BATCH, HEIGHT, WIDTH)
+
+
+def test_deformations_move_ink_and_keep_the_range_of_pixels() -> None:
+    before, after = blobs(BATCH).float(), deformed()
+    assert after.shape == before.shape
+    assert after.min() >= 0
+    assert after.max() <= 255
+    assert ((after - before).abs().amax((1, 2)) > 20).all()
+    torch.testing.assert_close(after.mean((1, 2)), before.mean((1, 2)), rtol=0.4, atol=0)
+
+
+def test_they_vanish_with_their_strength() -> None:
+    torch.testing.assert_close(deformed(strength=1e-6), blobs(BATCH).float(), rtol=0, atol=0.01)
+
+
+def test_a_group_shares_a_field_and_groups_differ() -> None:
+    groups = deformed().split(IMAGES_PER_FIELD)
+    for group in groups:
+        torch.testing.assert_close(group, group[:1].expand_as(group))
+    assert len({bytes(group[0].numpy()) for group in groups}) == len(groups)
+
+
+def test_every_batch_epoch_and_seed_has_its_own() -> None:
+    one = deformed()
+    torch.testing.assert_close(deformed(), one, rtol=0, atol=0)
+    for other in (deformed(batches=2), deformed(epoch=1), deformed(seed=1)):
+        assert not torch.allclose(other, one)
+
+
+def test_any_number_of_workers_makes_the_same() -> None:
+    for workers in (2, 3, BATCH + 1):
+        torch.testing.assert_close(deformed(workers=workers), deformed())

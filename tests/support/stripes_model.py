@@ -1,0 +1,89 @@
+"""A real model whose answers can be worked out by hand.
+
+It looks at images of 4 by 6: the logit of class k is `scale` times the brightness, summed, of the
+k-th third of the columns. So a white stripe over black has the logits (8, 0, 0), times `scale`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.artifacts.commit import commit, digest, write_file
+from pipeline.artifacts.manifests import ModelManifest
+from pipeline.artifacts.registry import model_folder, promote
+from pipeline.artifacts.storage import Storage
+from pipeline.contract import INPUT, PIXEL_MAX, PREDICTION, PROBABILITIES, ImageSpec
+from pipeline.models.predictor import expected_tensors
+
+STRIPES = ImageSpec(height=4, width=6, class_names=("left", "middle", "right"))
+
+
+def publish(
+    storage: Storage,
+    *,
+    name: str = "stripes",
+    scale: float = 1.0,
+    caveat: str = "",
+    alias: str = "production",
+    image: ImageSpec = STRIPES,
+) -> ModelManifest:
+    """Publishes a version of the model and promotes it to `alias`; other scales, other versions."""
+    version = digest(name, scale, caveat, image.class_names)
+    file = write_file(storage, model_folder(name, version), "model.onnx", build(scale))
+    inputs, outputs = expected_tensors(image)
+    model = ModelManifest(
+        name=name,
+        version=version,
+        run="by-hand",
+        dataset=f"{name}/by-hand",
+        image=image,
+        inputs=inputs,
+        outputs=outputs,
+        parity_max_difference=0.0,
+        training={},
+        caveat=caveat,
+        files=(file,),
+    )
+    commit(storage, model_folder(name, version), model)
+    promote(storage, model.ref, alias)
+    return model
+
+
+def stripe(k: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """An image, uint8 (4, 6), that is white in its k-th stripe; the model says k."""
+    image = np.zeros(STRIPES.shape, np.uint8)
+    image[:, 2 * k : 2 * k + 2] = PIXEL_MAX
+    return image
+
+
+def build(scale: float = 1.0) -> bytes:
+    """The ONNX file."""
+    columns = np.arange(STRIPES.num_pixels) % STRIPES.width
+    weight = (columns[:, None] // 2 == np.arange(STRIPES.num_classes)) * np.float32(scale)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", [INPUT], ["flat"]),
+            helper.make_node("Cast", ["flat"], ["raw"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["raw", "pixel_max"], ["pixels"]),
+            helper.make_node("MatMul", ["pixels", "weight"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], [PROBABILITIES], axis=1),
+            helper.make_node("ArgMax", ["logits"], [PREDICTION], axis=1, keepdims=0),
+        ],
+        "stripes",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", *STRIPES.shape])],
+        [
+            helper.make_tensor_value_info(
+                PROBABILITIES, TensorProto.FLOAT, ["N", STRIPES.num_classes]
+            ),
+            helper.make_tensor_value_info(PREDICTION, TensorProto.INT64, ["N"]),
+        ],
+        [
+            numpy_helper.from_array(np.array(PIXEL_MAX, np.float32), "pixel_max"),
+            numpy_helper.from_array(weight.astype(np.float32), "weight"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
