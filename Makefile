@@ -14,7 +14,7 @@ test-slow: .venv/ready
 	$(BIN)/pytest -m slow
 
 bench-train: .venv/ready
-	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[all,bench]'
 	$(BIN)/python -m tests.bench.train
 
 bench-serve: .venv/ready $(addprefix .venv-others/,mlserver/ready litserve/ready bentoml/ready)
@@ -33,7 +33,7 @@ lint: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv .venv || { echo "On Debian, venv is a package of its own: apt install python3-venv"; exit 2; }
-	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[sample,test]'
+	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[all,sample,test]'
 	@touch $@
 
 # Others' clients and servers, each in a venv of its own, as their needs conflict with ours.

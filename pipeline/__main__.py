@@ -1,8 +1,8 @@
-"""The command line: a subcommand a stage, its flags built from the settings classes.
+"""The command line: one subcommand per stage, with flags built from the settings classes.
 
-stdout carries the name of the artifact that was made, for the next command; all else is on stderr.
-Exit code 0: done; 2: something a user can mend, in one line; 1: a bug, with its trace;
-130: interrupted.
+stdout carries the name of the finished artifact, for the next command; everything else is on
+stderr. Exit codes: 0, success; 1, a bug, with its traceback; 2, an error that the user can fix,
+in one line; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -28,31 +28,34 @@ STAGES = (
     config.Score,
     config.Show,
 )
+"""The settings class of each subcommand. To add one: see the docstring of `pipeline`."""
 
 
 def main() -> int:
-    """Parses, runs one stage, and returns the exit code."""
-    # SIGINT too: a shell without job control starts background commands with it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    """Parse the command line, run one stage, and return the exit code."""
+    # SIGINT as well: a shell without job control starts background commands with it ignored.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, _interrupt)
     try:
         settings = parse()
-        name = type(settings).__name__.lower()
-        stage = getattr(importlib.import_module(f"pipeline.stages.{name}"), name)
+        verb = type(settings).__name__.lower()
+        # Only the module of this stage is imported: some need torch or Ray, which load slowly.
+        stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
         result = stage(settings)
     except UserError as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on")
+        console.print("interrupted; run the same command again to continue")
         return 130
-    if artifact := getattr(result, "ref", result if isinstance(result, str) else None):
+    artifact = result if isinstance(result, str) else getattr(result, "ref", None)
+    if artifact:
         print(artifact)
     return 0
 
 
 def parse(args: list[str] | None = None) -> config.Stage:
-    """The settings of the stage that the command line names."""
+    """Return the settings of the stage that the command line names."""
     command: Any = Union[  # noqa: UP007
         tuple(
             Annotated[stage, tyro.conf.subcommand(stage.__name__.lower(), prefix_name=False)]

@@ -1,4 +1,4 @@
-"""The array types of the project: numpy arrays of one dtype, of any number of axes."""
+"""Array types: numpy arrays of one dtype, with any number of axes."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ Float32Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 """Probabilities (N, classes), or the weights of a layer."""
 
 UInt64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
-"""UInt64Array of images (N,)."""
+"""Hashes of images (N,)."""

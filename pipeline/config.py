@@ -1,7 +1,7 @@
-"""The settings of each stage, and the recipes `seed`, `fast`, `best` and `large`.
+"""The settings of each stage.
 
-The command line is built from these classes: a field is a flag, the text under it is its help.
-Values are checked when they are made, so what takes settings may trust them.
+The command line is built from these classes: a field is a flag, and the text under it is its help.
+Values are validated on construction, so code that receives settings may trust them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.recipes import RECIPES, Recipe
 from pipeline.settings import Settings
 
 SAMPLE = "mnist-sample"
-"""Name of the data set, and so of the model, that the built-in sample of MNIST makes."""
+"""Name of the dataset that is built from the built-in sample of MNIST, and so of its model."""
 
 OnBadRow: TypeAlias = Literal["fail", "quarantine"]
 
@@ -26,20 +26,20 @@ class Data(Settings):
     flag_prefix = "data."
 
     name: str = "mnist"
-    """Data set: mnist, fashion-mnist, kmnist, emnist-SPLIT, or any name for files of your own."""
+    """Dataset: mnist, fashion-mnist, kmnist, emnist-SPLIT, or any name for your own files."""
     source: str | None = None
     """Folder or URL of the four IDX files, gzipped or not (default: the mirrors of NAME); or a
-    folder of pictures as SPLIT/CLASS/*.png, or of Parquet files by split."""
+    folder of image files as SPLIT/CLASS/*.png, or of Parquet files named after their splits."""
     on_unreachable: Literal["fail", "sample"] = "fail"
-    """Where no mirror answers: fail, or go on with a built-in sample of 5,000 MNIST digits."""
+    """If no mirror answers: fail, or continue with a built-in sample of 5,000 MNIST digits."""
     cache: str = "~/.cache/ray-onnx-pipeline"
-    """Folder for downloads; on a cluster of several nodes, one that all of them see."""
+    """Folder for downloads. On a cluster of several nodes, every node must see it."""
     num_val: int | None = Field(default=None, ge=1)
-    """Images of `val`: the last of the training files (default: a sixth of them)."""
+    """Images in `val`, taken from the end of the training files (default: a sixth of them)."""
     rows_per_shard: int = Field(default=10_000, ge=1)
-    """Images a Parquet shard."""
+    """Images per Parquet shard."""
     on_bad_row: OnBadRow = "fail"
-    """Images that are of no use: fail and list them, or quarantine them in a side file."""
+    """If rows are invalid: fail and list them, or write them to a side file (quarantine)."""
 
     @field_validator("name")
     @classmethod
@@ -50,92 +50,102 @@ class Data(Settings):
 
 
 class Stage(Settings):
+    """The base class of the settings of a stage. To add one: see the docstring of `pipeline`."""
+
     root: str = Field(default_factory=lambda: os.environ.get("PIPELINE_ROOT", "artifacts"))
     """Storage root: a folder, or a URI such as s3://bucket/path (env: PIPELINE_ROOT)."""
 
 
 class ForcedStage(Stage):
+    """The base class of the settings of a stage that skips an artifact that exists."""
+
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Make the artifact again, though it is there already."""
+    """Build the artifact even if it already exists."""
 
 
 class Preprocess(ForcedStage):
-    """Images and labels -> dataset: checked Parquet shards, with Ray Data. Prints the dataset."""
+    """Validate images and labels, and write them as a dataset of Parquet shards, with Ray Data.
+    Print the name of the dataset."""
 
     data: Data = Data()
 
 
 class Train(ForcedStage):
-    """Dataset -> run: data-parallel training with Ray Train. Prints the run."""
+    """Train a model on a dataset, data-parallel, with Ray Train. Print the name of the run."""
 
     dataset: str
-    """The dataset, as `preprocess` printed it: NAME/VERSION."""
+    """Dataset, as `preprocess` printed it: NAME/VERSION."""
     train: Recipe = RECIPES["fast"]
 
 
 class Export(ForcedStage):
-    """Run -> model version: ONNX, published only if it predicts as torch does. Prints it."""
+    """Export a run to ONNX, and publish it only if it predicts as torch does. Print the name of
+    the model version."""
 
     run: str
-    """The run, as `train` printed it."""
+    """Run, as `train` printed it."""
     uint8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """The first layer's weights as uint8, for a product in integers: a model version of its own."""
+    """Quantize the first layer's weights to uint8 and multiply integers, as a separate version."""
 
 
 class Evaluate(ForcedStage):
-    """Model version -> metrics over `val` and `test`, report.html, model_card.md."""
+    """Measure a model version on `val` and `test`. Write the metrics, report.html and
+    model_card.md."""
 
     model: str = "mnist/production"
     """Model: NAME/VERSION or NAME/ALIAS."""
 
 
 class Promote(Stage):
-    """Make an alias such as `production` name a model version; to roll back, the one before."""
+    """Point an alias such as `production` at a model version. To roll back, promote the previous
+    version."""
 
     model: str
     """Model version to promote: NAME/VERSION."""
     alias: str = "production"
-    """The alias."""
+    """Alias to point at it."""
 
 
 class Score(ForcedStage):
-    """Images -> Parquet: predictions for any number of rows, with Ray Data."""
+    """Predict any number of images with Ray Data, and write the scores as Parquet shards."""
 
     input: tuple[str, ...] = Field(min_length=1)
-    """Parquet and IDX files, globs, folders of Parquet or of pictures, NAME/VERSION/SPLIT."""
+    """Parquet and IDX files, globs, folders of Parquet or image files, or NAME/VERSION/SPLIT."""
     output: str
-    """Folder or URI for the shards of predictions and their manifest."""
+    """Folder or URI for the shards of scores and their manifest."""
     model: str = "mnist/production"
     """Model: NAME/VERSION or NAME/ALIAS."""
     probabilities: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Write the probability of every class, not that of the predicted one alone."""
+    """Write the probability of every class, not only that of the predicted class."""
     columns: tuple[str, ...] = ()
-    """Columns of the input to write beside the predictions; pictures have `path`."""
+    """Columns of the input to copy into the scores; folders of image files have `path`."""
     on_bad_row: OnBadRow = "fail"
-    """Rows that cannot be scored: fail, or write them with the reason to a side file."""
+    """If rows cannot be scored: fail, or write them and the reasons to a side file."""
     rows_per_shard: int = Field(default=25_000, ge=1)
-    """Predictions a Parquet shard."""
+    """Rows per Parquet shard of scores."""
     num_workers: int | None = Field(default=None, ge=1)
-    """Predictors side by side (default: one for each free CPU of the cluster)."""
+    """Predictors that run in parallel (default: one per free CPU of the cluster)."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Device of the predictors; one that is not there is an error."""
+    """Device of the predictors. Scoring fails if the cluster does not have it."""
 
 
 class Show(Stage):
-    """The table of a model, its graph as Mermaid, and a digit with its prediction."""
+    """Print the layers of a model as a table and as a Mermaid graph, and one digit with its
+    prediction."""
 
     model: str = "mnist/production"
     """Model: NAME/VERSION or NAME/ALIAS."""
     index: int = Field(default=0, ge=0)
-    """Position in `test` of the digit to draw."""
+    """Index in `test` of the digit to draw."""
     save: str | None = None
-    """Also save that digit as this PNG file, to post to a server."""
+    """Also save the digit as this PNG file, to post to a server."""
 
 
 class Run(ForcedStage):
-    """All stages, each skipped where its artifact is there; ends by promoting to `production`."""
+    """Run all stages, skipping those whose artifact exists, and promote the model to
+    `production`."""
 
     data: Data = Data()
     train: Recipe = RECIPES["fast"]
     check_serving: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Then start the server, ask it for one prediction over HTTP, and stop it."""
+    """At the end, start the server, request one prediction over HTTP, and stop the server."""

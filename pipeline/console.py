@@ -1,4 +1,4 @@
-"""What a person sees of a stage, on stderr; stdout is for the names of artifacts."""
+"""Messages for a person, on stderr; stdout is reserved for the names of artifacts."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 2
+"""Of progress, on a console that is not a terminal."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One line about what was done."""
+    """Print a line about a result."""
     console.print(text)
 
 
 def warn(text: str) -> None:
-    """A loud line about what must not be overlooked."""
+    """Print a line that must not be overlooked."""
     console.print(f"WARNING: {text}", style="bold yellow", markup=False)
 
 
 @contextmanager
 def progress(title: str, *, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar that goes away when done, or lines where there is no terminal; yields its update."""
-    if not console.is_terminal:
-        said = 0.0
+    """Show a progress bar until the block ends, or print lines if there is no terminal.
 
-        def say_now_and_then(completed: int, detail: str) -> None:
-            nonlocal said
-            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
+    Yields the function that updates it: update(completed, detail).
+    """
+    if not console.is_terminal:
+        last_line = 0.0
+
+        def print_update(completed: int, detail: str) -> None:
+            nonlocal last_line
+            if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
                 say(f"{title} {completed:,}/{total:,} {detail}")
 
-        yield say_now_and_then
+        yield print_update
         return
     columns = (
         TextColumn("{task.description}"),

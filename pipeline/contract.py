@@ -1,6 +1,6 @@
-"""What the stages and the server agree on: the tensors of a model and the images of a data set.
+"""The contract between the stages and the server: a model's tensors and a dataset's images.
 
-Imports numpy alone: no files, no Ray, no torch, no HTTP.
+Imports only numpy: no files, Ray, torch or HTTP.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 
 INPUT = "image"
-"""Name of the model's input: uint8 (N, height, width), raw pixels, N free."""
+"""Name of the model's input: raw pixels, uint8 (N, height, width), for any N."""
 
 PROBABILITIES = "probabilities"
-"""Name of the model's output: float32 (N, classes), rows sum to 1."""
+"""Name of the model's output: float32 (N, classes), each row sums to 1."""
 
 PREDICTION = "prediction"
 """Name of the model's output: int64 (N,), the index of the most probable class."""
 
 PIXEL_MAX = 255
-"""Raw pixels are divided by this inside the model, and nowhere else."""
+"""The largest pixel value. The model divides raw pixels by it; nothing else scales them."""
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Size of the images of a data set, and the names of their classes, by label."""
+    """The size of a dataset's images in pixels, and the names of their classes, by label."""
 
     height: int
     width: int
@@ -46,17 +46,20 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Predictions:
-    """probabilities: float32 (N, classes), rows sum to 1; prediction: int64 (N,), their argmax."""
+    """Predictions for N images: the probability of each class, and the most probable class.
+
+    probabilities: float32 (N, classes), each row sums to 1; prediction: int64 (N,).
+    """
 
     probabilities: np.ndarray[tuple[int, int], np.dtype[np.float32]]
     prediction: np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def concat_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of all rows of the parts, in their order."""
-    if len(parts) == 1:
-        return parts[0]
+def concat_predictions(batches: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of all batches as one, in order."""
+    if len(batches) == 1:
+        return batches[0]
     return Predictions(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.prediction for part in parts]),
+        np.concatenate([batch.probabilities for batch in batches]),
+        np.concatenate([batch.prediction for batch in batches]),
     )

@@ -1,6 +1,6 @@
-"""How a model is trained: the settings of training, and the named recipes.
+"""The settings of training, and the named recipes: complete sets of them.
 
-To add a recipe: add it to RECIPES and its line to DESCRIPTIONS.
+To add one: add it to RECIPES, and its help to DESCRIPTIONS.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ class Training(Settings):
 
     recipe: tyro.conf.Suppress[str] = "fast"
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
-    """Units of each hidden layer."""
+    """Number of units in each hidden layer."""
     epochs: int = Field(default=4, ge=1)
-    """Passes over `train`."""
+    """Number of passes over `train`."""
     batch_size: int = Field(default=256, ge=1)
-    """Examples a step, over all workers together."""
+    """Number of images per step, over all workers together."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """SGD without momentum, or AdamW."""
     learning_rate: float = Field(default=0.016, gt=0)
-    """Step size; the peak where the schedule moves it."""
+    """Learning rate; with the one-cycle schedule, its peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of AdamW, per unit of learning rate."""
     schedule: Literal["constant", "one-cycle"] = "one-cycle"
-    """Learning rate over the run: constant, or up in the first fifth and down to 0 by cosine."""
+    """Learning rate over the run: constant, or a cosine up in the first fifth and down to 0."""
     shuffle: bool = True
-    """Shuffle each epoch (seeded), or take batches in file order."""
+    """Shuffle each epoch by the seed; otherwise take batches in file order."""
     deform: float = Field(default=0.0, ge=0)
-    """Strength of random affine and elastic deformations: 0 is none, 1 suits handwriting."""
+    """Strength of random affine and elastic deformations: 0 disables them, 1 suits handwriting."""
     seed: int = Field(default=0, ge=0)
-    """Of the first weights, the shuffling and the deformations."""
+    """Random seed for initial weights, shuffling and augmentation."""
     memory_mib: int = Field(default=1024, ge=1)
-    """For the images of a split in each worker; one that does not fit is streamed by windows of
-    half of it, and shuffled by shards, then within each window."""
+    """Memory per worker for the images of a split (MiB). Larger splits are streamed in windows of
+    half this size, shuffled by shard, then within each window."""
     checkpoint_every: int = Field(default=5, ge=1)
-    """Epochs from one checkpoint to the next: what a crash costs at most."""
+    """Epochs from one checkpoint to the next: the most that a crash costs."""
     num_workers: int = Field(default=1, ge=1)
-    """Data-parallel workers; on `cuda` each has one GPU."""
+    """Number of data-parallel workers; on `cuda` each has one GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
-    """CPUs, and so threads, of each worker."""
+    """CPUs, and so threads, per worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes GPUs where the cluster has one for each worker."""
+    """Device of the workers: `auto` uses GPUs if the cluster has one for each worker."""
 
     @field_validator("weight_decay")
     @classmethod
@@ -81,14 +81,14 @@ RECIPES = {
 }
 
 DESCRIPTIONS = {
-    "tutorial": "The tutorial, exactly: SGD at 0.01, batches of 64 in file order, 100 epochs.",
-    "fast": "Least wall time to 0.9755 on `val` and past it (the default).",
-    "best": "The lowest error of the same network: 1,000 epochs of deformed digits.",
-    "large": "784-2500-2000-1500-1000-500-10 on deformed digits, for a GPU.",
-    "seed": "The former name of `tutorial`.",
+    "tutorial": "Exactly the tutorial: SGD at 0.01, batches of 64 in file order, 100 epochs.",
+    "fast": "The shortest wall time to an accuracy of 0.9755 on `val` (the default).",
+    "best": "The lowest error of the same network: 1,000 epochs with augmentation.",
+    "large": "784-2500-2000-1500-1000-500-10 with augmentation, for a GPU.",
+    "seed": "Former name of `tutorial`.",
 }
 
 Recipe: TypeAlias = tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
     {**RECIPES, "seed": RECIPES["tutorial"]}, DESCRIPTIONS, prefix_names=False
 )
-"""A recipe by its name on the command line, with flags that change it."""
+"""A recipe, chosen on the command line by its name; flags override single settings of it."""

@@ -1,4 +1,4 @@
-"""The base of all settings, of the stages and of serving."""
+"""The base class of all settings, of the pipeline's stages and of serving."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from pipeline.errors import SettingError
 
 
 class Settings(BaseModel):
-    """Frozen and self-checking; a wrong value is a SettingError that names its flag."""
+    """Frozen, validated settings. A wrong value is a SettingError that names its flag."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     flag_prefix: ClassVar[str] = ""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _explain(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+    def _explain(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Turn the first of pydantic's errors into a SettingError of one line."""
         try:
-            return check(values)
+            return validate(values)
         except ValidationError as error:
             problem = error.errors()[0]
-            field = str(problem["loc"][0]) if problem["loc"] else ""
-            flag = f"--{cls.flag_prefix}{field.replace('_', '-')}" if field else cls.__name__
             reason = problem["msg"].removeprefix("Value error, ")
-            given = f" is {problem['input']!r}" if field else ""
-            raise SettingError(f"{flag}{given}: {reason}.") from None
+            if not problem["loc"]:
+                raise SettingError(f"{cls.__name__}: {reason}.") from None
+            flag = f"--{cls.flag_prefix}{str(problem['loc'][0]).replace('_', '-')}"
+            raise SettingError(f"{flag} is {problem['input']!r}: {reason}.") from None

@@ -36,7 +36,7 @@ class ModelServer(InferenceService):
 
     def check_health(self) -> None:
         """Raises where the model no longer answers; past the queue, which may rightly be full."""
-        self_test(self.watcher.served.predictor)
+        self_test(self.watcher.current.predictor)
 
 
 def build_app(settings: AppSettings) -> Application:

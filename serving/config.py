@@ -1,6 +1,7 @@
-"""The settings of serving: what the application takes, and what `python -m serving` adds to it.
+"""The settings of serving: `AppSettings` of the application, `ServerSettings` of the command.
 
-Values are checked when they are made, so what takes settings may trust them.
+Values are validated when the settings are created, so code that takes settings may trust them.
+To add one: add a field here, with its help text below it. It becomes a flag of `python -m serving`.
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from serving.keys import DIGEST
 
 
 class AppSettings(Settings):
-    """Settings of the application, wherever it is deployed."""
+    """Settings of the Ray Serve application, on one machine or on a cluster."""
 
     root: str = Field(default_factory=lambda: os.environ.get("PIPELINE_ROOT", "artifacts"))
     """Storage root: a folder, or a URI such as s3://bucket/path (env: PIPELINE_ROOT)."""
     model: str = Field(default_factory=lambda: os.environ.get("PIPELINE_MODEL", "mnist/production"))
     """Model: NAME/VERSION or NAME/ALIAS (env: PIPELINE_MODEL)."""
     num_replicas: int = Field(default=1, ge=1)
-    """Copies of the model; each has one CPU."""
+    """Replicas of the model; each takes one CPU."""
     max_batch_rows: int = Field(default=1024, ge=1)
-    """Images a call of the model: those of requests that came while it was busy are joined."""
+    """Maximum number of images per call of the model; waiting requests are batched up to it."""
     max_request_rows: int = Field(default=4096, ge=1)
-    """Images a request."""
+    """Maximum number of images per request."""
     max_queue_rows: int = Field(default=16_384, ge=1)
-    """Images that wait in a replica; requests beyond are told to come again."""
+    """Maximum number of images that wait in a replica; further requests get 503 and Retry-After."""
     max_body_mib: int = Field(default=16, ge=1, le=512)
-    """MiB a request's body."""
+    """Maximum size of a request's body in MiB."""
     api_keys: tuple[str, ...] = Field(
         default_factory=lambda: tuple(os.environ.get("PIPELINE_API_KEYS", "").split())
     )
-    """Digests of the keys that clients must send one of, as `python -m serving.keys` prints them
-    (env: PIPELINE_API_KEYS, with spaces between); without any, all may ask."""
+    """Digests of the API keys, as `python -m serving.keys` prints them (env: PIPELINE_API_KEYS,
+    separated by spaces). Clients must send one of the keys; without any digest, none is needed."""
 
     @property
     def max_body_bytes(self) -> int:
@@ -48,41 +49,41 @@ class AppSettings(Settings):
     @classmethod
     def _check_queue(cls, max_queue_rows: int, info: ValidationInfo) -> int:
         if max_queue_rows < info.data.get("max_request_rows", 0):
-            raise ValueError("must hold a whole request: see --max-request-rows")
+            raise ValueError("must be at least --max-request-rows, so that a whole request fits")
         return max_queue_rows
 
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, api_keys: tuple[str, ...]) -> tuple[str, ...]:
         if not all(DIGEST.fullmatch(digest) for digest in api_keys):
-            raise ValueError("must be digests of 64 hex digits: see python -m serving.keys")
+            raise ValueError("must be digests of 64 hex digits, as python -m serving.keys prints")
         return api_keys
 
 
 class ServerSettings(AppSettings):
-    """Serve a model over HTTP: for PNG images, and for clients of the Open Inference Protocol."""
+    """Serve a model over HTTP, for image files and for clients of the Open Inference Protocol."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; another than loopback needs --api-keys."""
+    """Address to listen on; any address other than loopback needs --api-keys."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
     grpc_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port for gRPC, which is not served without it; 0 takes a free one; needs --api-keys."""
+    """Port for gRPC; 0 picks a free one; without it gRPC is off. Needs --api-keys."""
 
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str, info: ValidationInfo) -> str:
         loopback = host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
         if not loopback and not info.data.get("api_keys"):
-            raise ValueError("is open to others, so it needs --api-keys")
+            raise ValueError("can be reached from other machines, so it needs --api-keys")
         return host
 
     @field_validator("grpc_port")
     @classmethod
     def _check_grpc_port(cls, grpc_port: int | None, info: ValidationInfo) -> int | None:
-        # Whatever the host, Ray's replicas listen for gRPC on all addresses.
+        # Ray's replicas listen for gRPC on all addresses, even if the host is loopback.
         if grpc_port is not None and not info.data.get("api_keys"):
-            raise ValueError("is open to others, so it needs --api-keys")
+            raise ValueError("can be reached from other machines, so it needs --api-keys")
         return grpc_port
 
 
@@ -95,9 +96,9 @@ def _is_address(host: str) -> bool:
 
 
 def checked(settings: AppSettings) -> AppSettings:
-    """The settings with an absolute root, whose model was tried to load.
+    """Load the model once, and return the settings with an absolute root.
 
-    So a model that is missing, damaged or not to be run is a UserError before any replica starts.
+    Raise UserError if the model is missing, damaged or cannot be run, before any replica starts.
     """
     storage = Storage(settings.root)
     Predictor(storage, find_model(storage, settings.model))

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.ingress.rules import (
     BUFFER_BYTES,
     ERRORS,
-    MAX_BODY,
+    MAX_BODY_ENV,
     MAX_CONNECTIONS,
     REPLY_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
@@ -94,7 +94,7 @@ def ingress_environment(
         # A prediction changes nothing, so it may be asked for twice.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "5",
-        MAX_BODY: str(max_body_bytes),
+        MAX_BODY_ENV: str(max_body_bytes),
     }
 
 

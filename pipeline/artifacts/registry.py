@@ -49,7 +49,7 @@ def resolve_versions(storage: Storage, ref: str) -> tuple[str, ...]:
     alias = find_alias(storage, name, which)
     if alias is None:
         raise ArtifactMissing(
-            f"Model {name!r} has no alias {which!r} under {storage.name()}. Make it: "
+            f"Model {name!r} has no alias {which!r} under {storage.display()}. Make it: "
             f"python -m pipeline promote --model {name}/VERSION --alias {which}"
         )
     return alias.version, *alias.history
@@ -64,7 +64,7 @@ def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
         return None
     except ValidationError:
         raise ArtifactDamaged(
-            f"{storage.name(path)} is not an alias. Promote a model version to it again."
+            f"{storage.display(path)} is not an alias. Promote a model version to it again."
         ) from None
 
 

@@ -62,7 +62,7 @@ class Storage:
         return hash(self.root)
 
     def __repr__(self) -> str:
-        return f"Storage({self.name()!r})"
+        return f"Storage({self.display()!r})"
 
     def uri(self, path: str = "") -> str:
         """The absolute path or URI of `path`, for other tools: with credentials, if it has any."""
@@ -71,7 +71,7 @@ class Storage:
         parts = urlsplit(self.root)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}".rstrip("/")))
 
-    def name(self, path: str = "") -> str:
+    def display(self, path: str = "") -> str:
         """The same for people."""
         return redact(self.uri(path))
 
@@ -86,7 +86,7 @@ class Storage:
             yield
             return
         file = Path(self._full(path))
-        with _explained("write", self.name(path)):
+        with _explained("write", self.display(path)):
             file.parent.mkdir(parents=True, exist_ok=True)
             handle = file.open("a")
         with handle:
@@ -94,7 +94,7 @@ class Storage:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise StorageError(
-                    f"Another process works on {self.name(path.rpartition('/')[0])}. "
+                    f"Another process works on {self.display(path.rpartition('/')[0])}. "
                     "Wait for it to end, or end it."
                 ) from None
             yield
@@ -103,7 +103,7 @@ class Storage:
     def open(self, path: str) -> Iterator[pa.NativeFile]:
         """A file to read at any position; FileNotFoundError where there is no such file."""
         full = self._full(path)
-        with _explained("read", self.name(path)), self._fs.open_input_file(full) as file:
+        with _explained("read", self.display(path)), self._fs.open_input_file(full) as file:
             yield file
 
     def read(self, path: str) -> bytes:
@@ -113,7 +113,7 @@ class Storage:
 
     def fingerprint(self, *paths: str) -> Fingerprint:
         """What changes with the content of these files."""
-        with _explained("read", self.name(paths[0])):
+        with _explained("read", self.display(paths[0])):
             full = [self._full(path) for path in paths]
             look = self._fs.get_file_info
             infos = look(full) if self.is_local else parallel_map(look, full)
@@ -127,14 +127,14 @@ class Storage:
     def files(self, path: str = "") -> list[str]:
         """The files in a folder and in those within, sorted; empty where there is none."""
         selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-        with _explained("read", self.name(path)):
+        with _explained("read", self.display(path)):
             infos = self._fs.get_file_info(selector)
         start = len(self._base.rstrip("/")) + 1
         return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Makes `path` hold `data`, atomically and durably, replacing what was there."""
-        with _explained("write", self.name(path)):
+        with _explained("write", self.display(path)):
             if self.is_local:
                 _write_local(Path(self._full(path)), data)
             else:
@@ -148,7 +148,7 @@ class Storage:
 
     def delete(self, path: str) -> None:
         """Removes a file or a folder, if it is there."""
-        with _explained("delete", self.name(path)):
+        with _explained("delete", self.display(path)):
             kind = self._fs.get_file_info(self._full(path)).type
             if kind == fs.FileType.Directory:
                 self._fs.delete_dir(self._full(path))

@@ -138,7 +138,7 @@ def partition_rows(
 
     Raises SettingError where one would be too large for memory, or where they would be too many.
     """
-    name = rows.parts[0].storage.name(rows.parts[0].entry.path)
+    name = rows.parts[0].storage.display(rows.parts[0].entry.path)
     pixels, num_rows = prod(rows.shape), stop - start
     if num_rows > MAX_PARTITIONS * rows_per_shard:
         raise SettingError(

@@ -29,7 +29,7 @@ def open_input(root: Storage, names: Sequence[str], image: ImageSpec) -> Rows:
         if part.shape != image.shape:
             size = " x ".join(map(str, part.shape))
             raise DataError(
-                f"--input {part.storage.name(part.entry.path)!r} holds images of {size}, but the "
+                f"--input {part.storage.display(part.entry.path)!r} holds images of {size}, but the "
                 f"model takes {image.height} x {image.width}. Give another model or other images."
             )
     return Rows(parts)

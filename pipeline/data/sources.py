@@ -164,7 +164,7 @@ def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
             return _open_pictures(storage, name, image_files(storage, ""))
         return _open_idx(storage, name, profile)
     except FileNotFoundError:
-        raise source_changed_error(storage.name()) from None
+        raise source_changed_error(storage.display()) from None
 
 
 def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
@@ -204,7 +204,7 @@ def _open_file(storage: Storage, role: str, names: Mapping[str, str]) -> IdxFile
             except FileNotFoundError:
                 continue
     raise DataError(
-        f"{storage.name()} holds no {file}[.gz]. Give a folder with the four files "
+        f"{storage.display()} holds no {file}[.gz]. Give a folder with the four files "
         f"{', '.join(names.values())}, gzipped or not, or of Parquet, or of pictures as "
         "SPLIT/CLASS/*.png, by --data.source."
     )
@@ -233,7 +233,7 @@ def _open_parquet(storage: Storage, name: str, paths: Sequence[str]) -> Source:
     }
     for part in (part for parts in opened.values() for part in parts):
         if not part.labelled:
-            raise DataError(f"{storage.name(part.entry.path)} has no integer column `label`.")
+            raise DataError(f"{storage.display(part.entry.path)} has no integer column `label`.")
     digests = {part.entry.path: part.entry.sha256 for of in opened.values() for part in of}
     first: ParquetReader = opened["train"][0]
     return _source(name, opened, digests, first.class_names)
@@ -247,7 +247,7 @@ def _by_split(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]]:
     }
     if missing := [split for split in ("train", "test") if not found[split]]:
         raise DataError(
-            f"{storage.name()} has no files of the split {missing[0]!r}. Name folders or files "
+            f"{storage.display()} has no files of the split {missing[0]!r}. Name folders or files "
             "after the splits: train, test, and val if there is one."
         )
     return {split: of for split, of in found.items() if of}

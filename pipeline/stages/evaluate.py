@@ -50,5 +50,5 @@ def evaluate(settings: Evaluate) -> EvaluationManifest:
     commit(storage, folder, manifest)
     for split, values in metrics.items():
         say(f"accuracy on {split}: {values['accuracy']:.4f}, {values['errors']} errors")
-    say(f"report: {storage.name(folder)}/report.html")
+    say(f"report: {storage.display(folder)}/report.html")
     return manifest

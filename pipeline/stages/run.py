@@ -96,16 +96,16 @@ def _summarize(
         table.add_row("over HTTP", f"a {answer.label} was taken for a {answer.prediction}")
     console.print(table)
     storage = Storage(settings.root)
-    folder = storage.name(registry.model_folder(model.name, model.version))
+    folder = storage.display(registry.model_folder(model.name, model.version))
     console.print(
         f"model   {folder}/model.onnx\n"
         f"report  {folder}/report.html\n"
-        f"scores  {storage.name(f'scores/{model.ref}')}\n",
+        f"scores  {storage.display(f'scores/{model.ref}')}\n",
         markup=False,
     )
     if model.caveat:
         warn(model.caveat)
-    root = f"--root {shlex.quote(storage.name())}"
+    root = f"--root {shlex.quote(storage.display())}"
     data = settings.data.model_dump(exclude_defaults=True)
     flags = "".join(f" --data.{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in data.items())
     console.print(

@@ -62,20 +62,20 @@ def score(settings: Score) -> ScoresManifest:
         if done.model_copy(update={"files": (), "rejected": 0}) == asked:
             if done.rejected and settings.on_bad_row == "fail":
                 raise DataError(
-                    f"{done.rejected:,} rows of the scores in {output.name()} were rejected. Mend "
+                    f"{done.rejected:,} rows of the scores in {output.display()} were rejected. Mend "
                     "them and give --force, or leave them by --on-bad-row quarantine."
                 )
             say(f"scores of {done.rows:,} rows are there already")
             return done
         raise SettingError(
-            f"--output {output.name()!r} holds scores of other input, model or settings. "
+            f"--output {output.display()!r} holds scores of other input, model or settings. "
             "Give another folder, or replace them by --force."
         )
     # What is wrong with the model is better said here than by an actor that does not start.
     Predictor(storage, model, device=settings.device)
     with output.locked(".lock"):
         if find(output, "", ScoresManifest) != done:
-            raise SettingError(f"{output.name()} was written meanwhile. Run again.")
+            raise SettingError(f"{output.display()} was written meanwhile. Run again.")
         files = _score(settings, storage, output, asked, rows)
         rejected = sum(e.rows or 0 for e in files if e.path.startswith(REJECTED))
         manifest = asked.model_copy(update={"files": files, "rejected": rejected})
@@ -84,7 +84,7 @@ def score(settings: Score) -> ScoresManifest:
         for old in done.files if done else ():
             if old.path not in {entry.path for entry in files}:
                 output.delete(old.path)
-    say(f"scored {manifest.rows - rejected:,} of {manifest.rows:,} rows into {output.name()}")
+    say(f"scored {manifest.rows - rejected:,} of {manifest.rows:,} rows into {output.display()}")
     if rejected:
         warn(f"{rejected:,} rows were not scored; {REJECTED} there says which and why.")
     return manifest

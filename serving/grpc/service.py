@@ -44,7 +44,7 @@ def _method(convert: Convert) -> Method:
                 self.authenticate(grpc_context)
             return await convert(self, request)
         except RequestError as error:
-            self.watcher.served.batcher.statistics.errors[type(error).__name__] += 1
+            self.watcher.current.batcher.statistics.errors[type(error).__name__] += 1
             grpc_context.set_code(grpc.StatusCode[error.grpc_code])
             grpc_context.set_details(str(error))
             raise

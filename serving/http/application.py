@@ -115,7 +115,7 @@ class Application:
             query = scope["query_string"].decode("latin-1")
             return await handler(HttpRequest(headers, query, receive, model, version))
         except RequestError as error:
-            self._watcher.served.batcher.statistics.errors[type(error).__name__] += 1
+            self._watcher.current.batcher.statistics.errors[type(error).__name__] += 1
             if isinstance(error, Overloaded):
                 # Who is refused asks again at once, and that would take the time of the others.
                 await asyncio.sleep(REFUSAL_S)

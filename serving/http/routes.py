@@ -86,16 +86,16 @@ class _Routes:
 
     async def openapi(self, call: HttpRequest) -> HttpResponse:
         keys = bool(self._settings.api_keys)
-        return respond_json(call, openapi.document(self._watcher.served.model, keys=keys))
+        return respond_json(call, openapi.document(self._watcher.current.model, keys=keys))
 
     async def index(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, v2_metadata.repository_index(self._watcher.served.model))
+        return respond_json(call, v2_metadata.repository_index(self._watcher.current.model))
 
     async def model(self, call: HttpRequest) -> HttpResponse:
         return respond_json(call, v2_metadata.model_metadata(self._served(call).model))
 
     async def model_ready(self, call: HttpRequest) -> HttpResponse:
-        served, refused = self._served(call), self._watcher.refused
+        served, refused = self._served(call), self._watcher.rejected
         self._watcher.require_ready()
         answer: Json = {"name": served.model.name, "ready": True, "version": served.model.version}
         if refused:
@@ -133,7 +133,7 @@ class _Routes:
         return respond(call, reply.body, headers)
 
     async def v1_models(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, {"models": [self._watcher.served.model.name]})
+        return respond_json(call, {"models": [self._watcher.current.model.name]})
 
     async def v1_predict(self, call: HttpRequest) -> HttpResponse:
         served = self._served(call)

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from serving.ingress.rules import MAX_BODY
+from serving.ingress.rules import MAX_BODY_ENV
 from serving.ray_hooks import CORE, patch_config
 
 PR_SET_PDEATHSIG = 1
@@ -31,5 +31,5 @@ def main() -> None:
         os.sched_setaffinity(0, {int(core)})
     binary, arguments = get_haproxy_binary(), sys.argv[1:]
     path = Path(arguments[arguments.index("-f") + 1])
-    path.write_text(patch_config(path.read_text(), path.parent, max_body=os.environ[MAX_BODY]))
+    path.write_text(patch_config(path.read_text(), path.parent, max_body=os.environ[MAX_BODY_ENV]))
     os.execv(binary, [binary, *arguments])

@@ -1,4 +1,4 @@
-"""The rules by which HAProxy refuses a request before its body is read, and its error pages."""
+"""The rules by which HAProxy rejects a request before its body is read, and its error pages."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import json
 from pathlib import Path
 
 BUFFER_BYTES = 1 << 16
-"""Bodies up to this size are sent again to another replica where one dies over them."""
+"""HAProxy's buffer. If a replica dies, requests that fit are sent again to another replica."""
 
 MAX_CONNECTIONS = 1024
 
-MAX_URI_BYTES, MAX_HEADER_BYTES = 8192, 32_768
+MAX_URI_BYTES = 8192
 
-REQUEST_TIMEOUT_S, REPLY_TIMEOUT_S = 10, 30
+MAX_HEADER_BYTES = 32_768
 
-MAX_BODY = "PIPELINE_MAX_BODY_BYTES"
+REQUEST_TIMEOUT_S = 10
+"""Time for a whole request to arrive, headers and body."""
+
+REPLY_TIMEOUT_S = 30
+
+MAX_BODY_ENV = "PIPELINE_MAX_BODY_BYTES"
+"""The environment variable by which HAProxy's process learns the bound of a body."""
 
 ERRORS = {
-    400: "The request is not HTTP/1.1 as RFC 9112 has it.",
-    408: f"The request was not whole within {REQUEST_TIMEOUT_S} seconds. Send it again.",
+    400: "The request is not valid HTTP/1.1 (RFC 9112).",
+    408: f"The request was not complete after {REQUEST_TIMEOUT_S} seconds. Send it again.",
     500: "The server failed on this request. Its log says why.",
     502: "The server failed on this request. Send it again.",
     503: "The server is not ready. Send the request again in a second.",
     504: f"The server did not answer within {REPLY_TIMEOUT_S} seconds. Send the request again.",
 }
-"""What HAProxy itself answers, by status."""
+"""The messages of HAProxy's own error pages, by status."""
 
 REJECT_RULES = (
     (505, "!{ req.ver 1.0 1.1 }", "The request is not HTTP/1.1."),
@@ -33,14 +39,15 @@ REJECT_RULES = (
         "{ req.ver 1.1 } !{ req.hdr_cnt(host) eq 1 }",
         "The request must have one Host header.",
     ),
-    (405, "{ method CONNECT }", "This server is no proxy."),
+    (405, "{ method CONNECT }", "This server is not a proxy."),
     (
         405,
         "!{ method GET HEAD POST PUT PATCH DELETE OPTIONS TRACE }",
-        "The server knows no such method.",
+        "The server does not know this method.",
     ),
-    (400, "{ req.hdr(upgrade) -m found }", "The server speaks HTTP/1.1 alone."),
-    (404, "!{ path_beg / }", "There is nothing at this address."),
+    (400, "{ req.hdr(upgrade) -m found }", "The server speaks only HTTP/1.1."),
+    # `OPTIONS *` has a target that is not a path.
+    (404, "!{ path_beg / }", "No route has this address."),
     (
         413,
         "{ req.hdr_val(content-length) gt %(max_body)s } "
@@ -55,7 +62,7 @@ REJECT_RULES = (
     (
         417,
         "{ req.hdr(expect) -m found } !{ req.hdr(expect) -i 100-continue }",
-        "Expect other than 100-continue cannot be met.",
+        "The only supported expectation is 100-continue.",
     ),
     (
         431,
@@ -63,7 +70,10 @@ REJECT_RULES = (
         f"The headers are larger than {MAX_HEADER_BYTES} bytes.",
     ),
 )
-"""Status, condition and message of what is refused before its body is read."""
+"""Status, HAProxy condition (ACL) and message of each rule.
+
+To add one: append it here. The first rule whose condition holds answers.
+"""
 
 ALLOW = 'hdr allow "GET, POST"'
 
@@ -74,14 +84,16 @@ PRIVATE_HEADERS = (
     "serve_multiplexed_model_id",
     "serve-multiplexed-model-id",
 )
-"""Those by which a client would change how Ray handles its request."""
+"""Headers by which a client could change how Ray handles its request; they are removed."""
 
 REQUEST_ID = "x-request-id"
+"""A client's own ID is kept if it is valid; otherwise HAProxy sets a UUID."""
 
 _VALID_ID = "^[A-Za-z0-9._-]{1,64}$"
 
 
 def frontend_rules(max_body: str) -> str:
+    """Return the lines of HAProxy's frontend; `max_body` is the largest body in bytes."""
     values = {"max_body": max_body}
     lines = ["option disable-h2-upgrade"]
     for status, condition, message in REJECT_RULES:
@@ -90,7 +102,7 @@ def frontend_rules(max_body: str) -> str:
             f"http-request return status {status} content-type application/json "
             f"string '{body}' {ALLOW if status == 405 else ''} if {condition % values}"
         )
-    # Without the whole of a body it could not be sent again.
+    # Buffer the body, so that it can be sent again if a replica dies.
     lines.append(f"http-request wait-for-body time {REQUEST_TIMEOUT_S}s")
     lines += [f"http-request del-header {name}" for name in PRIVATE_HEADERS]
     lines += [
@@ -104,7 +116,7 @@ def frontend_rules(max_body: str) -> str:
 
 
 def write_error_page(folder: Path, status: int) -> Path:
-    """The file of an answer as HAProxy sends it."""
+    """Write an error page as the HTTP response that HAProxy sends; return its path."""
     body = json.dumps({"error": ERRORS[status]})
     head = [f"HTTP/1.1 {status} Error", "Content-Type: application/json", "Connection: close"]
     if status == 503:

@@ -1,9 +1,9 @@
-"""Dynamic batching by rows: what waits while the model is busy runs together in its next call.
+"""Dynamic batching by rows: requests that arrive while the model is busy share its next call.
 
-An idle model answers a lone request at once; no timer ever waits for company. Knows nothing of
-HTTP or Ray. Belongs to one event loop. A call of few rows takes less time than handing it to a
-thread, so the loop makes it itself, once it has read all that has come; larger ones run in one
-thread, and onnxruntime lets go of the GIL, so the loop reads and writes requests meanwhile.
+An idle model answers a single request at once: no timer waits for more. A small batch runs in the
+event loop itself, after the loop has read all pending requests, as the call takes less time than
+handing it to a thread. A larger one runs in one thread: onnxruntime releases the GIL, so the loop
+reads and writes requests meanwhile. Knows nothing of HTTP or Ray; belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from serving.errors import Overloaded
 from serving.model.statistics import Statistics
 
 INLINE_ROWS = 16
+"""Rows that the model predicts in less time than it takes to hand them to a thread."""
 
 
 @dataclass(eq=False)
 class _Request:
-    """Rows that wait are those from `taken` on; `parts` are the predictions of those before."""
+    """A request: rows from `taken` on still wait, `predictions` are those of earlier rows."""
 
     images: UInt8Array
     answer: asyncio.Future[Predictions]
     arrived_ns: int
     taken: int = 0
-    parts: list[Predictions] = field(default_factory=list)
+    predictions: list[Predictions] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """Rows `start` to `stop` of a request, which are the next ones of a batch."""
+    """Rows `start` to `stop` of a request, as a slice of a batch."""
 
     request: _Request
     start: int
@@ -54,7 +55,8 @@ class Batcher:
     """Calls `model` with at most `max_batch_rows` images at a time, first come, first served.
 
     A request with more rows takes several calls. `model` maps uint8 (N, height, width) to N
-    predictions; what it raises reaches the callers alone whose rows it raises for.
+    predictions. If it raises for a batch, each slice is retried singly, so that only the requests
+    whose own rows fail get the error.
     """
 
     def __init__(
@@ -65,35 +67,37 @@ class Batcher:
         max_queue_rows: int,
         inline_rows: int = INLINE_ROWS,
     ) -> None:
-        """A call of at most `inline_rows` is made by the event loop."""
+        """Run batches of at most `inline_rows` in the event loop, and larger ones in a thread."""
         self._model = model
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._inline_rows = inline_rows
         self._queue: deque[_Request] = deque()
-        self._alone: deque[_Slice] = deque()
+        self._retry_singly: deque[_Slice] = deque()
         self._waiting_rows = 0
         self.statistics = Statistics()
-        self._working = False
+        self._running = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @property
     def waiting_rows(self) -> int:
-        """Rows of requests that no call of the model has taken yet."""
+        """Rows that no call of the model has taken yet."""
         return self._waiting_rows
 
     def require_room(self, rows: int) -> None:
-        """Overloaded where the queue has no room for so many rows now."""
+        """Raise Overloaded if the queue has no room for so many rows now."""
         if self._waiting_rows + rows > self._max_queue_rows:
             raise Overloaded(
-                f"The server is busy: {self._waiting_rows} rows wait, and {rows} more would pass "
-                f"its bound of {self._max_queue_rows}. Send the request again in a second."
+                f"The server is busy: {self._waiting_rows} rows wait, and {rows} more would exceed "
+                f"the queue's limit of {self._max_queue_rows}. Send the request again in a second."
             )
 
     async def predict(self, images: UInt8Array) -> Predictions:
-        """Predictions of exactly these rows, N >= 1, in order; Overloaded where the queue is full.
+        """Return the predictions of these rows, N >= 1, in order.
 
-        The caller may be cancelled: its rows that still wait are then not computed.
+        Raise Overloaded if the queue is full. If the calling task is cancelled, rows that still
+        wait are dropped. Under `python -m serving` nothing cancels that task when a client
+        disconnects, so the rows of an abandoned request are computed all the same.
         """
         self.require_room(len(images))
         self._waiting_rows += len(images)
@@ -101,9 +105,10 @@ class Batcher:
         loop = asyncio.get_running_loop()
         request = _Request(images, loop.create_future(), arrived_ns)
         self._queue.append(request)
-        if not self._working:
-            self._working = True
-            loop.call_soon(self._work, loop)
+        if not self._running:
+            self._running = True
+            # The loop reads all other pending requests first, so that they join the batch.
+            loop.call_soon(self._run_batches, loop)
         outcome = self.statistics.fail
         try:
             predictions = await request.answer
@@ -111,64 +116,68 @@ class Batcher:
             return predictions
         finally:
             outcome.add(time.perf_counter_ns() - arrived_ns)
+            # Some rows still wait if the task was cancelled or an earlier slice failed.
             self._waiting_rows -= len(images) - request.taken
             request.taken = len(images)
 
     def close(self) -> None:
-        """Ends the model's thread, after the call that it is in."""
+        """Stop the model's thread after its current call."""
         self._thread.shutdown(wait=False)
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Calls the model until nothing waits, or goes on when its thread is done."""
-        while batch := self._take():
+    def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Call the model until no rows wait; continue after a batch that runs in the thread."""
+        while batch := self._next_batch():
             started_ns = time.perf_counter_ns()
-            for piece in batch:
-                if piece.start == 0:
-                    self.statistics.queue.add(started_ns - piece.request.arrived_ns)
-            if sum(piece.stop - piece.start for piece in batch) > self._inline_rows:
-                future = loop.run_in_executor(self._thread, self._call, batch)
-                future.add_done_callback(partial(self._go_on, loop, batch, started_ns))
+            for item in batch:
+                if item.start == 0:
+                    self.statistics.queue.add(started_ns - item.request.arrived_ns)
+            if sum(item.stop - item.start for item in batch) > self._inline_rows:
+                future = loop.run_in_executor(self._thread, self._predict_batch, batch)
+                future.add_done_callback(partial(self._finish_in_loop, loop, batch, started_ns))
                 return
-            self._answer(batch, started_ns, partial(self._call, batch))
-        self._working = False
+            self._answer_batch(batch, started_ns, partial(self._predict_batch, batch))
+        self._running = False
 
-    def _go_on(
+    def _finish_in_loop(
         self,
         loop: asyncio.AbstractEventLoop,
         batch: list[_Slice],
         started_ns: int,
         future: asyncio.Future[Predictions],
     ) -> None:
-        self._answer(batch, started_ns, future.result)
-        self._work(loop)
+        """Answer a batch that ran in the thread, then run the next ones."""
+        self._answer_batch(batch, started_ns, future.result)
+        self._run_batches(loop)
 
-    def _answer(
+    def _answer_batch(
         self, batch: list[_Slice], started_ns: int, result: Callable[[], Predictions]
     ) -> None:
         try:
             predictions = result()
         except Exception as error:
             if len(batch) > 1:
-                # Each again by itself, so that one cannot fail its neighbours.
-                self._alone.extend(batch)
-            elif not (answer := batch[0].request.answer).done():
-                answer.set_exception(error)
+                # One bad request must not fail the others in its batch.
+                self._retry_singly.extend(batch)
+            elif not batch[0].request.answer.done():
+                batch[0].request.answer.set_exception(error)
         else:
             self.statistics.add_batch(
                 len(predictions.prediction), time.perf_counter_ns() - started_ns
             )
             _deliver(batch, predictions)
 
-    def _take(self) -> list[_Slice]:
-        """The next batch; empty when nothing waits."""
-        if self._alone:
-            return [self._alone.popleft()]
+    def _next_batch(self) -> list[_Slice]:
+        """Take the next batch from the queue; empty if no rows wait."""
+        if self._retry_singly:
+            return [self._retry_singly.popleft()]
         batch: list[_Slice] = []
         room = self._max_batch_rows
         while self._queue and room:
             request = self._queue[0]
+            # A request whose answer is done was cancelled, or an earlier slice of it failed.
             if not request.answer.done():
-                start, request.taken = request.taken, min(len(request.images), request.taken + room)
+                start = request.taken
+                request.taken = min(len(request.images), start + room)
                 batch.append(_Slice(request, start, request.taken))
                 room -= request.taken - start
                 self._waiting_rows -= request.taken - start
@@ -177,22 +186,26 @@ class Batcher:
             self._queue.popleft()
         return batch
 
-    def _call(self, batch: list[_Slice]) -> Predictions:
-        """One call of the model."""
-        images = batch[0].images if len(batch) == 1 else np.concatenate([s.images for s in batch])
+    def _predict_batch(self, batch: list[_Slice]) -> Predictions:
+        """Call the model once."""
+        if len(batch) == 1:
+            images = batch[0].images
+        else:
+            images = np.concatenate([item.images for item in batch])
         predictions = self._model(images)
         assert len(predictions.prediction) == len(images)
         return predictions
 
 
 def _deliver(batch: list[_Slice], predictions: Predictions) -> None:
+    """Split a batch's predictions among its requests, and answer those that are complete."""
     begin = 0
-    for piece in batch:
-        end = begin + piece.stop - piece.start
-        request = piece.request
-        request.parts.append(
+    for item in batch:
+        end = begin + item.stop - item.start
+        request = item.request
+        request.predictions.append(
             Predictions(predictions.probabilities[begin:end], predictions.prediction[begin:end])
         )
-        if piece.stop == len(request.images) and not request.answer.done():
-            request.answer.set_result(concat_predictions(request.parts))
+        if item.stop == len(request.images) and not request.answer.done():
+            request.answer.set_result(concat_predictions(request.predictions))
         begin = end

@@ -1,4 +1,4 @@
-"""PNG, JPEG or raw pixels -> the picture that the model is shown. Knows nothing of HTTP."""
+"""The model's input from an image file (PNG or JPEG) or raw pixels. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
 
 
 class ModelInput(NamedTuple):
-    """What the model is shown, uint8 (height, width), and what was done to make it so."""
+    """The image that the model gets, uint8 (height, width), and how it was changed."""
 
     pixels: UInt8Array
     inverted: bool = False
     fitted: bool = False
 
 
-def read_image(data: bytes, image: ImageSpec) -> ModelInput:
-    """A PNG or JPEG of any size up to a bound, or the model's raw pixels themselves.
+def read_image(body: bytes, image: ImageSpec) -> ModelInput:
+    """Return the model's input for an image file of any bounded size, or for the raw pixels.
 
-    Raises UnsupportedMedia for other formats, ImageInvalid for a picture that is broken, too large,
-    or blank.
+    Raise RequestInvalid if the body is empty, UnsupportedMedia for other formats, and ImageInvalid
+    if the image is damaged, too large, or blank.
     """
-    if not data:
-        raise RequestInvalid("The body is empty. Send a PNG, as by curl --data-binary @digit.png.")
-    if is_png_or_jpeg(data):
+    if not body:
+        raise RequestInvalid(
+            "The body is empty. Send an image file, for example with curl --data-binary @digit.png."
+        )
+    if is_png_or_jpeg(body):
         try:
-            return ModelInput(*normalize(decode_grayscale(data), image))
+            return ModelInput(*normalize(decode_grayscale(body), image))
         except DataError as error:
             raise ImageInvalid(str(error)) from None
-    if len(data) == image.num_pixels:
-        return ModelInput(np.frombuffer(data, np.uint8).reshape(image.shape))
+    if len(body) == image.num_pixels:
+        return ModelInput(np.frombuffer(body, np.uint8).reshape(image.shape))
     raise UnsupportedMedia(
-        "The body is no PNG and no JPEG. Send the bytes of such a file themselves, as by curl "
-        f"--data-binary @digit.png, or the {image.num_pixels} raw pixels of one image."
+        "The body is neither a PNG nor a JPEG. Send the bytes of an image file, for example with "
+        f"curl --data-binary @digit.png, or the {image.num_pixels} raw pixels of one image."
     )

@@ -1,7 +1,7 @@
-"""What a replica has done, as metrics of Ray, which each node exports to Prometheus.
+"""The statistics of a replica as metrics of Ray, which each node exports to Prometheus.
 
-They are counted by `Statistics`, and handed to Ray once a second: a metric of Ray takes longer to
-record than the model takes for an image.
+`Statistics` counts; this module passes the totals to Ray once a second, as recording a metric of
+Ray takes longer than predicting an image.
 """
 
 from __future__ import annotations
@@ -16,66 +16,72 @@ from serving.model.watcher import LoadedModel, ModelWatcher
 
 PERIOD_S = 1.0
 
-MODEL: Any = ("model", "version")
+MODEL_TAGS: Any = ("model", "version")
 
 COUNTERS = {
-    "requests": ("Requests for predictions that reached the queue, by outcome.", "outcome"),
-    "request_seconds": ("Time of those requests, queue and model together.", "outcome"),
-    "errors": ("Requests that were refused, by kind.", "kind"),
-    "rows": ("Images that the model was shown.", ""),
+    "requests": ("Requests for predictions that entered the queue, by outcome.", "outcome"),
+    "request_seconds": ("Time of those requests, in the queue and in the model.", "outcome"),
+    "errors": ("Rejected requests, by kind of error.", "kind"),
+    "rows": ("Images that the model has predicted.", ""),
     "batches": ("Calls of the model, by their rows, rounded up to a power of 2.", "rows"),
     "queue_seconds": ("Time that requests waited for the model.", ""),
-    "model_seconds": ("Time that the model took.", ""),
+    "model_seconds": ("Time spent in calls of the model.", ""),
 }
-"""Names of counters; what they count; the label that they have beside the model's, if any."""
+"""Description and extra label, if any, by the name of a counter.
+
+To add one: list it here, and yield its total in `_totals`.
+"""
 
 
 class MetricsExporter:
-    """Hands the statistics of what is served to Ray."""
+    """Passes the statistics of the loaded version to Ray."""
 
     def __init__(self, watcher: ModelWatcher) -> None:
         self._watcher = watcher
-        self._counters = {
-            name: Counter(
-                f"pipeline_{name}", description=text, tag_keys=(*MODEL, *([label] if label else []))
+        self._counters = dict[str, Counter]()
+        for name, (description, label) in COUNTERS.items():
+            tags = (*MODEL_TAGS, label) if label else MODEL_TAGS
+            self._counters[name] = Counter(
+                f"pipeline_{name}", description=description, tag_keys=tags
             )
-            for name, (text, label) in COUNTERS.items()
-        }
         self._waiting = Gauge(
-            "pipeline_waiting_rows", description="Images that wait for the model.", tag_keys=MODEL
+            "pipeline_waiting_rows",
+            description="Images that wait for the model.",
+            tag_keys=MODEL_TAGS,
         )
-        self._refused = Gauge(
+        self._rejected = Gauge(
             "pipeline_version_refused",
-            description="1 while the alias names a version that is refused.",
-            tag_keys=MODEL,
+            description="1 while the alias names a version that was rejected.",
+            tag_keys=MODEL_TAGS,
         )
-        self._handed = dict[tuple[str, str, str], float]()
+        self._exported = dict[tuple[str, str, str], float]()
 
     async def export(self) -> None:
-        """Exports until it is cancelled; of a version that was replaced, a last time."""
-        served = self._watcher.served
+        """Export until cancelled; a version that was replaced is exported a last time."""
+        loaded = self._watcher.current
         while True:
             await asyncio.sleep(PERIOD_S)
-            self._export(served)
-            if served is not self._watcher.served:
-                served = self._watcher.served
-                self._handed.clear()
+            self._export(loaded)
+            if loaded is not self._watcher.current:
+                loaded = self._watcher.current
+                self._exported.clear()
 
-    def _export(self, served: LoadedModel) -> None:
-        model = {"model": served.model.name, "version": served.model.version}
-        for (name, value), total in _totals(served):
-            key = (served.model.version, name, value)
-            if (new := total - self._handed.get(key, 0.0)) > 0:
+    def _export(self, loaded: LoadedModel) -> None:
+        tags = {"model": loaded.model.name, "version": loaded.model.version}
+        for (name, value), total in _totals(loaded):
+            key = (loaded.model.version, name, value)
+            increase = total - self._exported.get(key, 0.0)
+            if increase > 0:
                 label = COUNTERS[name][1]
-                self._counters[name].inc(new, model | ({label: value} if label else {}))
-                self._handed[key] = total
-        self._waiting.set(served.batcher.waiting_rows, model)
-        self._refused.set(self._watcher.refused is not None, model)
+                self._counters[name].inc(increase, tags | ({label: value} if label else {}))
+                self._exported[key] = total
+        self._waiting.set(loaded.batcher.waiting_rows, tags)
+        self._rejected.set(self._watcher.rejected is not None, tags)
 
 
-def _totals(served: LoadedModel) -> Iterator[tuple[tuple[str, str], float]]:
-    """By counter and the value of its label, the totals since the version was loaded."""
-    statistics = served.batcher.statistics
+def _totals(loaded: LoadedModel) -> Iterator[tuple[tuple[str, str], float]]:
+    """Yield the totals since the version was loaded, by counter and value of its extra label."""
+    statistics = loaded.batcher.statistics
     for outcome, duration in (("success", statistics.success), ("fail", statistics.fail)):
         yield ("requests", outcome), duration.count
         yield ("request_seconds", outcome), duration.ns / 1e9

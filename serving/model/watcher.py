@@ -1,7 +1,7 @@
-"""The model version that is served: the one that was named, or the one that an alias names now.
+"""The loaded model version: one that was named, or the one that an alias points at now.
 
-An alias is looked at every second. Another version takes the place of the one served when it has
-been loaded and passed its self-test; one that does not is refused, and the old one stays.
+The watcher reads an alias every second. A new version replaces the current one after it has been
+loaded and has passed its self-test. If it does not, it is rejected and the current one stays.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEST_ROWS = 3
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model version, and the requests batched for it."""
+    """A model version in onnxruntime, and the batcher of its requests."""
 
     predictor: Predictor
     batcher: Batcher
@@ -41,94 +41,105 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class RejectedVersion:
-    """A version that is not served though the alias names it, and why."""
+    """A version that the alias names but that is not served, and the reason."""
 
     version: str
     reason: str
 
 
 class ModelWatcher:
-    """Holds what is served. A request takes `served` once, so that all of it is of one version."""
+    """Holds the current version, and follows the alias.
+
+    A request must read `current` only once, so that all its rows are predicted by one version.
+    """
 
     def __init__(self, settings: AppSettings) -> None:
-        """Takes the newest version of the alias's history that can be served.
+        """Load the newest version of the alias's history that can be served.
 
-        Raises what the newest one raises where there is none.
+        Raise the error of the newest version if none can be served.
         """
         self._settings = settings
         self._storage = Storage(settings.root)
-        self.refused: RejectedVersion | None = None
+        self.rejected: RejectedVersion | None = None
         newest, *older = resolve_versions(self._storage, settings.model)
         try:
-            self.served = self._load(newest)
+            self.current = self._load(newest)
         except Exception as error:
-            self._refuse(newest, error)
+            self._reject(newest, error)
             for version in older:
                 try:
-                    self.served = self._load(version)
+                    self.current = self._load(version)
                     return
                 except Exception as older_error:
                     logging.getLogger(__name__).warning("%s", older_error)
             raise
 
     def find(self, name: str = "", version: str = "") -> LoadedModel:
-        """What is served now, for the whole of a request; ModelUnknown where it names another."""
-        model = self.served.model
+        """Return the current version, for the whole of a request.
+
+        Raise ModelUnknown if the request names another model or version.
+        """
+        model = self.current.model
         if (name or model.name, version or model.version) != (model.name, model.version):
-            what = (
-                f"version {safe_repr(version)} of {name}" if name == model.name else safe_repr(name)
-            )
+            if name == model.name:
+                unknown = f"version {safe_repr(version)} of {name}"
+            else:
+                unknown = safe_repr(name)
             raise ModelUnknown(
-                f"Model {what} is not served here. Ask for {model.name}, version {model.version}."
+                f"Model {unknown} is not served here. Ask for {model.name}, version "
+                f"{model.version}."
             )
-        return self.served
+        return self.current
 
     def require_ready(self) -> None:
-        """NotReady where what is served fails its self-test."""
+        """Raise NotReady if the current version fails its self-test."""
         try:
-            self_test(self.served.predictor)
+            self_test(self.current.predictor)
         except Exception as error:
-            logging.getLogger(__name__).exception("%s is not ready", self.served.model.ref)
+            logging.getLogger(__name__).exception("%s is not ready", self.current.model.ref)
             raise NotReady(
-                f"Model {self.served.model.ref} fails its self-test. Another replica takes its "
-                "place: send the request again in a second."
+                f"Model {self.current.model.ref} fails its self-test. Another replica will replace "
+                "this one: send the request again in a second."
             ) from error
 
     async def run(self) -> None:
-        """Follows the alias until it is cancelled."""
+        """Follow the alias until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
             await self.poll_once()
 
     async def poll_once(self) -> None:
-        """Serves what the alias names now, if it can be."""
+        """Serve the version that the alias names now, if it can be served."""
         version = ""
         try:
-            version = (
-                await asyncio.to_thread(resolve_versions, self._storage, self._settings.model)
-            )[0]
-            if version != self.served.model.version:
-                self.served = await asyncio.to_thread(self._load, version)
-            self.refused = None
-        # Whatever is wrong with what was promoted, what is served must go on.
+            versions = await asyncio.to_thread(
+                resolve_versions, self._storage, self._settings.model
+            )
+            version = versions[0]
+            if version != self.current.model.version:
+                self.current = await asyncio.to_thread(self._load, version)
+            self.rejected = None
+        # Any error in a promoted version must leave the current one running.
         except Exception as error:
-            self._refuse(version, error)
+            self._reject(version, error)
 
-    def _refuse(self, version: str, error: Exception) -> None:
-        # Clients read the reason, and need not know where this server keeps its models.
-        refused = RejectedVersion(version, str(error).replace(f"{self._storage.name()}/", ""))
-        if refused != self.refused:
-            logging.getLogger(__name__).error("version %r is refused: %s", version, error)
-        self.refused = refused
+    def _reject(self, version: str, error: Exception) -> None:
+        # Clients read the reason, so hide where this server stores its models.
+        reason = str(error).replace(f"{self._storage.display()}/", "")
+        rejected = RejectedVersion(version, reason)
+        # The same version is rejected at every poll: log it once.
+        if rejected != self.rejected:
+            logging.getLogger(__name__).error("version %r was rejected: %s", version, error)
+        self.rejected = rejected
 
     def _load(self, version: str) -> LoadedModel:
         name = self._settings.model.partition("/")[0]
         model = find_model(self._storage, f"{name}/{version}")
-        served = getattr(self, "served", None)
-        if served and model.image != served.model.image:
+        current = getattr(self, "current", None)
+        if current and model.image != current.model.image:
             raise ModelRejected(
-                f"Model {model.ref} is for other images or classes than {served.model.ref}, which "
-                "is served. Serve it under a name of its own."
+                f"Model {model.ref} has another image size or other classes than "
+                f"{current.model.ref}, which is served. Serve it under a different name."
             )
         predictor = Predictor(self._storage, model)
         self_test(predictor)
@@ -141,21 +152,21 @@ class ModelWatcher:
 
 
 def self_test(predictor: Predictor) -> None:
-    """The self-test: ModelRejected where the model does not answer as the contract says."""
+    """Predict noise, and raise ModelRejected if the answer breaks the model's contract."""
     model = predictor.model
     noise = np.random.default_rng(0).integers(0, 256, (TEST_ROWS, *model.image.shape), np.uint8)
-    if not _sound(predictor.predict(noise), model.image.num_classes):
+    if not _fits_contract(predictor.predict(noise), model.image.num_classes):
         raise ModelRejected(
-            f"Model {model.ref} fails its self-test: its probabilities are not finite, do not sum "
-            "to 1, or its predictions are not their largest. Export it again."
+            f"Model {model.ref} fails its self-test: its probabilities are not finite or do not "
+            "sum to 1, or a prediction is not the most probable class. Export it again."
         )
 
 
-def _sound(found: Predictions, num_classes: int) -> bool:
-    probabilities = found.probabilities
+def _fits_contract(predictions: Predictions, num_classes: int) -> bool:
+    probabilities = predictions.probabilities
     return (
         probabilities.shape == (TEST_ROWS, num_classes)
         and bool(np.isfinite(probabilities).all())
         and bool(np.allclose(probabilities.sum(1), 1, atol=1e-3))
-        and np.array_equal(found.prediction, probabilities.argmax(1))
+        and np.array_equal(predictions.prediction, probabilities.argmax(1))
     )

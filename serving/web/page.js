@@ -1,6 +1,6 @@
-// Sends the drawing to /predict as it grows, one request at a time, and shows the latest answer.
+// Sends the drawing to /predict while it is drawn, one request at a time, and shows the latest answer.
 
-const SCALE = 10;           // pixels of the pad for one of the model's
+const SCALE = 10;           // pixels of the pad per pixel of the model's input
 const PEN = 1.8 * SCALE;    // about as thick as the strokes of MNIST
 const STEP = SCALE;         // how far an arrow key moves the pen
 
@@ -12,11 +12,11 @@ const facts = document.getElementById("facts");
 const ink = pad.getContext("2d");
 
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
-const headers = key ? { Authorization: `Bearer ${key}` } : {};   // of a server that wants one: /#key=KEY
+const headers = key ? { Authorization: `Bearer ${key}` } : {};   // if the server needs an API key: /#key=KEY
 
-let drawn = false, changed = false, asking = false;
-let pen = null;             // where the stroke has come to, while there is one
-let keys = null;            // where the pen of the keyboard is, and whether it is down
+let drawn = false, changed = false, sending = false;
+let pen = null;             // end of the current stroke, or null
+let keyboard = null;        // the keyboard's pen: its position, and whether it is down
 
 const [model] = await (await fetch("v2/repository/index", { method: "POST", headers })).json();
 const config = await (await fetch(`v2/models/${encodeURIComponent(model.name)}/config`, { headers })).json();
@@ -32,23 +32,23 @@ clear();
 pad.addEventListener("pointerdown", event => {
   pad.setPointerCapture(event.pointerId);
   pen = null;
-  strokeTo(at(event));
+  strokeTo(positionOf(event));
 });
 pad.addEventListener("pointermove", event => {
-  if (pen && event.buttons) for (const e of event.getCoalescedEvents?.() ?? [event]) strokeTo(at(e));
+  if (pen && event.buttons) for (const e of event.getCoalescedEvents?.() ?? [event]) strokeTo(positionOf(e));
 });
 pad.addEventListener("pointerup", () => { pen = null; });
 pad.addEventListener("keydown", event => {
   const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (event.key === "Delete" || event.key === "Backspace") clear();
-  else if (event.key === " ") movePen(0, 0, !keys?.down);
-  else if (moves[event.key]) movePen(...moves[event.key], keys?.down ?? false);
+  else if (event.key === " ") movePen(0, 0, !keyboard?.down);
+  else if (moves[event.key]) movePen(...moves[event.key], keyboard?.down ?? false);
   else return;
   event.preventDefault();
 });
 document.getElementById("clear").addEventListener("click", clear);
 
-function at(event) {
+function positionOf(event) {
   const box = pad.getBoundingClientRect();
   return [(event.clientX - box.left) * pad.width / box.width, (event.clientY - box.top) * pad.height / box.height];
 }
@@ -63,16 +63,16 @@ function strokeTo(point) {
   ink.stroke();
   pen = point;
   drawn = changed = true;
-  ask();
+  send();
 }
 
 function movePen(right, down, isDown) {
-  const [x, y] = keys?.at ?? [pad.width / 2, pad.height / 2];
-  const clamp = (value, most) => Math.min(Math.max(value, 0), most);
-  keys = { at: [clamp(x + right * STEP, pad.width), clamp(y + down * STEP, pad.height)], down: isDown };
-  if (isDown) strokeTo(keys.at);
-  else pen = keys.at;
-  const place = keys.at.map(value => Math.round(value / SCALE)).join(", ");
+  const [x, y] = keyboard?.position ?? [pad.width / 2, pad.height / 2];
+  const clamp = (value, limit) => Math.min(Math.max(value, 0), limit);
+  keyboard = { position: [clamp(x + right * STEP, pad.width), clamp(y + down * STEP, pad.height)], down: isDown };
+  if (isDown) strokeTo(keyboard.position);
+  else pen = keyboard.position;
+  const place = keyboard.position.map(value => Math.round(value / SCALE)).join(", ");
   pad.setAttribute("aria-label", `Drawing pad, pen ${isDown ? "down" : "up"} at ${place}`);
 }
 
@@ -80,35 +80,35 @@ function clear() {
   ink.fillStyle = "#000";
   ink.fillRect(0, 0, pad.width, pad.height);
   drawn = changed = false;
-  pen = keys = null;
+  pen = keyboard = null;
   answer.textContent = "Nothing drawn yet";
   facts.textContent = `${model.name} ${model.version}`;
   seen.getContext("2d").clearRect(0, 0, width, height);
   for (const row of rows.values()) showBar(row, 0, false);
 }
 
-async function ask() {
-  if (asking) return;
-  asking = true;
+async function send() {
+  if (sending) return;
+  sending = true;
   while (changed) {
     changed = false;
-    const picture = await new Promise(resolve => pad.toBlob(resolve, "image/png"));
+    const image = await new Promise(resolve => pad.toBlob(resolve, "image/png"));
     const started = performance.now();
     try {
-      const response = await fetch("predict?pixels=true", { method: "POST", headers, body: picture });
+      const response = await fetch("predict?pixels=true", { method: "POST", headers, body: image });
       const reply = await response.json();
       if (drawn) show(response.ok ? reply : { error: reply.error }, performance.now() - started);
     } catch {
       answer.textContent = "The server does not answer";
     }
   }
-  asking = false;
+  sending = false;
 }
 
 function show(reply, milliseconds) {
   if (reply.error) { answer.textContent = reply.error; return; }
-  const certainty = reply.probabilities[reply.class_name];
-  answer.textContent = `${reply.class_name}, ${percent(certainty)}`;
+  const probability = reply.probabilities[reply.class_name];
+  answer.textContent = `${reply.class_name}, ${percent(probability)}`;
   for (const [name, value] of Object.entries(reply.probabilities)) {
     showBar(rows.get(name), value, name === reply.class_name);
   }
@@ -120,8 +120,8 @@ function show(reply, milliseconds) {
 
 function addBar(name) {
   const row = document.createElement("li");
-  for (const part of ["name", "bar", "value"]) {
-    row.appendChild(document.createElement("span")).className = part;
+  for (const cell of ["name", "bar", "value"]) {
+    row.appendChild(document.createElement("span")).className = cell;
   }
   row.firstChild.textContent = name;
   return bars.appendChild(row);

@@ -1,13 +1,13 @@
-"""Preprocessing and scoring of 10^5, 10^6 and 10^7 digits: `make bench-data`. Twenty minutes.
+"""Benchmark of preprocessing and scoring 10^5, 10^6 and 10^7 digits. Takes 20 minutes.
 
-    MNIST_DIR=... make bench-data          # with MNIST_DIR, a folder of MNIST's files
+    MNIST_DIR=... make bench-data          # MNIST_DIR: a folder of MNIST's files
 
-The digits are MNIST's, deformed at random, so that no two are alike; they and all that is made of
-them take 14 GB of disk. Peers are written as well as ours, on as many cores: a pyarrow writer of
-the same shards, and a loop of onnxruntime over the same files with the same batches. Ours and peers
-take turns; times are medians of three rounds. What ours takes for the smallest data that there are,
-its start, is taken off its times. Memory is that of all processes (PSS), at most, in a run by
-itself. Prints a table, and one line of JSON last.
+The digits are MNIST's, augmented at random, so that no two are equal. They and the outputs take 14
+GB of disk. The peers use as many cores: a pyarrow writer of the same shards, and a loop of
+onnxruntime over the same files with the same batches. The pipeline and its peers take turns; times
+are medians of three rounds. The time for SMALLEST rows, which is the start of the command, is
+subtracted from the pipeline's times. Memory is the peak of all processes (PSS), from a separate
+run. Prints a table, and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HEADER = 16
 
 
 def generate(folder: Path, rows: int, digits: Path) -> None:
-    """The four files; a tenth of the rows are `test`. Deformed by tasks of Ray Data."""
+    """Write the four IDX files, augmented by tasks of Ray Data; a tenth of the rows are `test`."""
     folder.mkdir()
     for split, count, seed in (("train", rows - rows // 10, 0), ("test", rows // 10, rows)):
         images = folder / ROLES[f"{split}_images"]
@@ -66,12 +66,12 @@ def generate(folder: Path, rows: int, digits: Path) -> None:
         starts = [{"start": start} for start in range(0, count, ROWS_PER_SHARD)]
         options = {"images": images, "count": count, "seed": seed, "digits": digits}
         work = ray.data.from_items(starts, override_num_blocks=len(starts))
-        work.map(_deform, fn_kwargs=options).materialize()  # type: ignore[arg-type]
-    # Else those who flush what they write would wait for this too.
+        work.map(_write_augmented, fn_kwargs=options).materialize()  # type: ignore[arg-type]
+    # Otherwise a benchmark that flushes its output would also wait for these files.
     os.sync()
 
 
-def _deform(
+def _write_augmented(
     item: dict[str, Any], *, images: Path, count: int, seed: int, digits: Path
 ) -> dict[str, Any]:
     import torch
@@ -82,12 +82,13 @@ def _deform(
     torch.set_num_threads(1)
     start = item["start"]
     rows = min(ROWS_PER_SHARD, count - start)
-    known = np.load(digits, mmap_mode="r")
+    originals = np.load(digits, mmap_mode="r")
     random = np.random.default_rng(seed + start)
-    chosen = torch.from_numpy(known[random.integers(0, len(known), rows)].reshape(rows, PIXELS))
-    deform = Augment(28, 28, 1.0, torch.device("cpu"))
-    deform.start_epoch(1, seed + start)
-    pixels = deform(chosen, RankSlice(0, rows, rows)).clamp(0, 255).to(torch.uint8).numpy()
+    indices = random.integers(0, len(originals), rows)
+    chosen = torch.from_numpy(originals[indices].reshape(rows, PIXELS))
+    augment = Augment(28, 28, 1.0, torch.device("cpu"))
+    augment.start_epoch(1, seed + start)
+    pixels = augment(chosen, RankSlice(0, rows, rows)).clamp(0, 255).to(torch.uint8).numpy()
     with images.open("r+b") as file:
         file.seek(HEADER + start * PIXELS)
         file.write(pixels.tobytes())
@@ -95,7 +96,7 @@ def _deform(
 
 
 def seconds_of(*args: object) -> float:
-    """What a command of the pipeline takes."""
+    """Run a command of the pipeline; return its duration."""
     command = Command(sys.executable, "-m", "pipeline", *args)
     started = time.perf_counter()
     subprocess.run(command.args, env=command.env, check=True)
@@ -103,15 +104,16 @@ def seconds_of(*args: object) -> float:
 
 
 def peak_mib_of(*args: object) -> float:
-    """The memory of a command and all that it starts. To look at it takes a third of a core."""
+    """Return the peak memory of a command and its processes. Sampling takes a third of a core."""
     command = Command(sys.executable, "-m", "pipeline", *args)
-    peak, done = 0.0, threading.Event()
+    peak = 0.0
+    stopped = threading.Event()
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.1):
+        while not stopped.wait(0.1):
             total = 0
-            for line in command.left():
+            for line in command.running():
                 with suppress(OSError):
                     text = Path(f"/proc/{line.split()[0]}/smaps_rollup").read_text()
                     total += int(re.findall(r"Pss: +(\d+)", text)[0])
@@ -121,7 +123,7 @@ def peak_mib_of(*args: object) -> float:
     watcher.start()
     with command.started(timeout_s=3600) as process:
         code = process.wait()
-    done.set()
+    stopped.set()
     watcher.join()
     if code:
         sys.exit(code)
@@ -129,18 +131,18 @@ def peak_mib_of(*args: object) -> float:
 
 
 @contextmanager
-def new(folder: Path) -> Iterator[None]:
+def temporary_folder(folder: Path) -> Iterator[None]:
     folder.mkdir()
     yield
     shutil.rmtree(folder)
 
 
-def in_processes(work: Callable[[Any], None], pieces: list[Any]) -> float:
-    """Seconds that as many processes as cores take; their start is not counted."""
+def in_processes(work: Callable[[Any], None], items: list[Any]) -> float:
+    """Return the seconds of the work in one process per core, without their start."""
     with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
         list(pool.map(_nothing, range(8 * CORES)))
         started = time.perf_counter()
-        list(pool.map(work, pieces))
+        list(pool.map(work, items))
         return time.perf_counter() - started
 
 
@@ -150,17 +152,17 @@ def _nothing(number: int) -> None:
 
 def write_shards(source: Path, out: Path, rows: int) -> float:
     counts = (("train", rows - rows // 10), ("test", rows // 10))
-    pieces = [
+    partitions = [
         (split, start, min(start + ROWS_PER_SHARD, count))
         for split, count in counts
         for start in range(0, count, ROWS_PER_SHARD)
     ]
-    with new(out):
-        return in_processes(partial(_write_shard, source=source, out=out), pieces)
+    with temporary_folder(out):
+        return in_processes(partial(_write_shard, source=source, out=out), partitions)
 
 
-def _write_shard(piece: tuple[str, int, int], *, source: Path, out: Path) -> None:
-    split, start, stop = piece
+def _write_shard(partition: tuple[str, int, int], *, source: Path, out: Path) -> None:
+    split, start, stop = partition
     with (source / ROLES[f"{split}_images"]).open("rb") as file:
         file.seek(HEADER + start * PIXELS)
         pixels = pa.py_buffer(file.read((stop - start) * PIXELS))
@@ -175,7 +177,7 @@ def _write_shard(piece: tuple[str, int, int], *, source: Path, out: Path) -> Non
 
 
 def score_shards(shards: list[Path], model: Path, out: Path) -> float:
-    with new(out):
+    with temporary_folder(out):
         return in_processes(partial(_score_shard, model=str(model), out=out), shards)
 
 
@@ -188,11 +190,11 @@ def _score_shard(shard: Path, *, model: str, out: Path) -> None:
         _sessions[model] = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
     table = pq.read_table(shard, columns=["id", "image"], use_threads=False)
     images = np.frombuffer(table["image"].chunk(0).buffers()[1], np.uint8).reshape(-1, 28, 28)
-    found = [
+    outputs = [
         _sessions[model].run(None, {"image": images[start : start + BATCH]})
         for start in range(0, len(images), BATCH)
     ]
-    probabilities, prediction = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    probabilities, prediction = (np.concatenate(batches) for batches in zip(*outputs, strict=True))
     columns = {"id": table["id"], "prediction": prediction, "confidence": probabilities.max(1)}
     pq.write_table(pa.table(columns), out / shard.name, compression="zstd")
 
@@ -201,40 +203,41 @@ _sessions: dict[str, Any] = {}
 
 
 class Cost(NamedTuple):
-    """Seconds of ours and of its peer, medians of rounds in turn, and the peak of ours."""
+    """Median seconds of the pipeline and of its peer, and the pipeline's peak memory."""
 
     seconds: float
     peer: float
     peak_mib: float
 
 
-def cost(*ours: object, peer: Callable[[], float]) -> Cost:
-    peak_mib = peak_mib_of(*ours)
-    seconds, beside = zip(*((seconds_of(*ours), peer()) for _ in range(ROUNDS)), strict=True)
-    return Cost(median(seconds), median(beside), peak_mib)
+def measure(*arguments: object, peer: Callable[[], float]) -> Cost:
+    peak_mib = peak_mib_of(*arguments)
+    rounds = [(seconds_of(*arguments), peer()) for _ in range(ROUNDS)]
+    seconds, peer_seconds = zip(*rounds, strict=True)
+    return Cost(median(seconds), median(peer_seconds), peak_mib)
 
 
 def main() -> None:
     if not os.environ.get("MNIST_DIR"):
-        sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
+        sys.exit("MNIST_DIR is not set: set it to a folder of the four files of MNIST.")
     with tempfile.TemporaryDirectory(dir=os.environ.get("SCRATCH")) as scratch:
-        found = run(Path(scratch))
-    table = Table("what", "rows", "seconds", "of it start", "peak MiB", "peer", "ours / peer")
+        costs = run(Path(scratch))
+    table = Table("stage", "rows", "seconds", "start", "peak MiB", "peer", "speed vs peer")
     figures = dict[str, float]()
-    for what, peer in (("preprocess", "pyarrow"), ("score", "onnxruntime")):
-        start = found[what, SMALLEST].seconds
-        took = {rows: found[what, rows].seconds - start for rows in SIZES}
+    for stage, peer in (("preprocess", "pyarrow"), ("score", "onnxruntime")):
+        start = costs[stage, SMALLEST].seconds
+        net = {rows: costs[stage, rows].seconds - start for rows in SIZES}
         for rows in SIZES:
-            seconds, beside, peak_mib = found[what, rows]
-            ratio = beside / took[rows]
-            row = (rows, seconds, start, peak_mib, beside)
-            table.add_row(what, *(f"{figure:,.1f}" for figure in row), f"{ratio:.2f}")
+            seconds, peer_seconds, peak_mib = costs[stage, rows]
+            ratio = peer_seconds / net[rows]
+            row = (rows, seconds, start, peak_mib, peer_seconds)
+            table.add_row(stage, *(f"{figure:,.1f}" for figure in row), f"{ratio:.2f}")
         least, most = SIZES[0], SIZES[-1]
-        peak, peak_of_least = (found[what, rows].peak_mib for rows in (most, least))
+        peak, peak_of_least = (costs[stage, rows].peak_mib for rows in (most, least))
         figures |= {
-            f"{what}_vs_{peer}": ratio,
-            f"{what}_growth": took[most] / (most / least * took[least]),
-            f"{what}_peak_ratio": peak / peak_of_least,
+            f"{stage}_vs_{peer}": ratio,
+            f"{stage}_growth": net[most] / (most / least * net[least]),
+            f"{stage}_peak_ratio": peak / peak_of_least,
         }
     Console(width=120).print(table)
     print(json.dumps({name: round(figure, 3) for name, figure in figures.items()}))
@@ -247,28 +250,29 @@ def run(scratch: Path) -> dict[tuple[str, int], Cost]:
     (model,) = root.glob("models/mnist/*/model.onnx")
     digits = scratch / "digits.npy"
     np.save(digits, open_source(Data(source=mnist)).splits["train"].read(0, 60_000).images)
-    found = dict[tuple[str, int], Cost]()
+    costs = dict[tuple[str, int], Cost]()
     common = ("--root", root, "--force")
     for rows in (SMALLEST, *SIZES):
-        source, peer = scratch / f"source-{rows}", scratch / "peer"
+        source = scratch / f"source-{rows}"
+        peer = scratch / "peer"
         with connection.connected():
             generate(source, rows, digits)
         name = f"digits-{rows}"
-        found["preprocess", rows] = cost(
+        costs["preprocess", rows] = measure(
             *("preprocess", *common, "--data.name", name, "--data.source", source),
             peer=partial(write_shards, source, peer, rows),
         )
         (folder,) = (root / "datasets" / name).iterdir()
         split, out = f"{name}/{folder.name}/train", scratch / f"scores-{rows}"
         shards = sorted((folder / "train").iterdir())
-        found["score", rows] = cost(
+        costs["score", rows] = measure(
             *("score", *common, "--input", split, "--output", out),
             *("--rows-per-shard", ROWS_PER_SHARD),
             peer=partial(score_shards, shards, model, peer),
         )
         for used in (source, folder, out):
             shutil.rmtree(used)
-    return found
+    return costs
 
 
 if __name__ == "__main__":

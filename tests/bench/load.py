@@ -1,12 +1,12 @@
-"""A load of requests over kept connections, in a process of its own: run by tests.bench.serve.
+"""A load generator over kept connections, in its own process: run by tests.bench.serve.
 
     python -m tests.bench.load HOST PORT REQUEST_FILE ANSWER_FILE CONNECTIONS SECONDS RATE
 
-The request is sent as it stands in its file, headers and all. With RATE 0 each connection sends
-when it has its answer; else requests leave on a schedule of so many a second, and latency
-counts from there. Every answer must have the status 200 and, after its head, hold ANSWER_FILE's
-bytes, or be 503 with Retry-After. Prints answers a second and their latencies in ms at 50, 99 and
-99.9 %, and how many requests were refused.
+REQUEST_FILE holds a whole request, with its headers. If RATE is 0, each connection sends the next
+request when it has its answer. Otherwise RATE requests per second are scheduled, and latency counts
+from the scheduled time. Every answer must be 200 with ANSWER_FILE's bytes in its body, or 503 with
+Retry-After. Prints the answers per second, their latencies in ms at 50, 99 and 99.9 %, and the
+number of requests that got 503.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import uvloop
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; answers need a Content-Length."""
+    """A connection with one request at a time; answers must have a Content-Length."""
 
     def __init__(self, expected: bytes) -> None:
         self._expected = expected
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Of uvloop, whose transports are not of asyncio's classes.
+        # uvloop's transports are not subclasses of asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
 
     def ask(self, request: bytes) -> asyncio.Future[bool]:
-        """Whether the request was answered, not refused."""
+        """Send a request; the result is True for 200 and False for 503."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
@@ -88,23 +88,27 @@ async def run(
             refused += 1
         idle.put_nowait(connection)
 
-    async def closed() -> None:
+    async def run_connection() -> None:
         while time.perf_counter() < started + seconds:
             await ask(time.perf_counter())
 
-    async def scheduled() -> None:
+    async def run_schedule() -> None:
         tasks = []
         for number in range(int(rate * seconds)):
             due = started + number / rate
-            if (early := due - time.perf_counter()) > 0:
-                await asyncio.sleep(early)
+            early_s = due - time.perf_counter()
+            if early_s > 0:
+                await asyncio.sleep(early_s)
             tasks.append(asyncio.create_task(ask(due)))
         await asyncio.gather(*tasks)
 
-    await (scheduled() if rate else asyncio.gather(*(closed() for _ in range(connections))))
-    took = time.perf_counter() - started
+    if rate:
+        await run_schedule()
+    else:
+        await asyncio.gather(*(run_connection() for _ in range(connections)))
+    duration_s = time.perf_counter() - started
     p50, p99, p999 = np.quantile(latencies, [0.5, 0.99, 0.999]) * 1000
-    rate = len(latencies) / took
+    rate = len(latencies) / duration_s
     return {"rate": rate, "p50": p50, "p99": p99, "p999": p999, "refused": refused}
 
 

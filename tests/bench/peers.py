@@ -1,7 +1,7 @@
-"""The loops that a user would write instead: the recipe `seed`, batch by batch, on given arrays.
+"""Training loops that a user would write instead: the `tutorial` recipe on given arrays.
 
 Each takes images float32 (N, 784) in 0..1 and labels int64 (N,), already in memory, and returns a
-function that makes one pass and waits for its result.
+function that runs one epoch and waits for its result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import nn
 BATCH, RATE = 64, 0.01
 PIXELS, UNITS, CLASSES = 784, 128, 10
 
-Pass = Callable[[], object]
+Epoch = Callable[[], object]
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
-def eager(arrays: Arrays) -> Pass:
-    """Plain PyTorch: autograd and torch.optim.SGD."""
+def eager(arrays: Arrays) -> Epoch:
+    """Return an epoch in plain PyTorch: autograd and torch.optim.SGD."""
     images, labels = map(torch.from_numpy, arrays)
     model = nn.Sequential(nn.Linear(PIXELS, UNITS), nn.ReLU(), nn.Linear(UNITS, CLASSES))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -37,8 +37,8 @@ def eager(arrays: Arrays) -> Pass:
     return run
 
 
-def products(arrays: Arrays) -> Pass:
-    """The floor: the five matrix products of a step alone, in torch's best layout."""
+def products(arrays: Arrays) -> Epoch:
+    """Return the lower bound: only the five matrix products per step, in torch's best layout."""
     x = torch.from_numpy(arrays[0][:BATCH].copy())
     first, second = torch.randn(PIXELS, UNITS), torch.randn(UNITS, CLASSES)
     hidden, logits, error = torch.rand(BATCH, UNITS), torch.rand(BATCH, CLASSES), torch.rand(64, 10)
@@ -57,8 +57,8 @@ def products(arrays: Arrays) -> Pass:
     return run
 
 
-def xla(arrays: Arrays) -> tuple[Pass, Pass]:
-    """JAX: one jitted call a step, and a whole pass scanned in one call; both donate weights."""
+def xla(arrays: Arrays) -> tuple[Epoch, Epoch]:
+    """Return epochs in JAX, weights donated: one jitted call per step, and one scan per epoch."""
     import jax
     import jax.numpy as jnp
 
@@ -81,30 +81,30 @@ def xla(arrays: Arrays) -> tuple[Pass, Pass]:
     keys = jax.random.split(jax.random.key(0))
     call, scanned = jax.jit(step, donate_argnums=0), jax.jit(scan, donate_argnums=0)
 
-    def make() -> Any:
+    def initial_weights() -> Any:
         draw = jax.nn.initializers.glorot_uniform()
         return (
             (draw(keys[0], (PIXELS, UNITS)), jnp.zeros(UNITS)),
             (draw(keys[1], (UNITS, CLASSES)), jnp.zeros(CLASSES)),
         )
 
-    held = {"call": make(), "scan": make()}
+    state = {"call": initial_weights(), "scan": initial_weights()}
     wait: Any = jax.block_until_ready
 
     def run_calls() -> None:
-        weights = held["call"]
+        weights = state["call"]
         for x, y in batches:
             weights = call(weights, x, y)
-        held["call"] = wait(weights)
+        state["call"] = wait(weights)
 
     def run_scan() -> None:
-        held["scan"] = wait(scanned(held["scan"], xs, ys))
+        state["scan"] = wait(scanned(state["scan"], xs, ys))
 
     return run_calls, run_scan
 
 
-def sklearn(arrays: Arrays) -> Pass:
-    """scikit-learn's MLPClassifier, one pass a call."""
+def sklearn(arrays: Arrays) -> Epoch:
+    """Return an epoch of scikit-learn's MLPClassifier."""
     from sklearn.neural_network import MLPClassifier
     from threadpoolctl import threadpool_limits
 

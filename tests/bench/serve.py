@@ -1,11 +1,11 @@
-"""Serving beside its peers on one machine, 16 connections: `make bench-serve`. About 10 minutes.
+"""Benchmark of serving against peers on one machine, 16 connections. Takes 10 minutes.
 
-    MNIST_DIR=... make bench-serve          # with MNIST_DIR, a folder of MNIST's files
+    MNIST_DIR=... make bench-serve          # MNIST_DIR: a folder of MNIST's files
 
-Every server gets the same model file and the same bytes, one after the other, in rounds; each has
-one process and one thread for the model. Each answer is checked. Ours is also asked by four times
-the connections, and with weights as uint8. Prints a table, and one line of JSON last, of which each
-ratio is the median over rounds.
+Every server gets the same model file and the same bytes, one server after the other, in rounds.
+Each has one process and one thread for the model. Every answer is checked. The project's server
+also runs with four times the connections, and with uint8 weights. Prints a table, and one line of
+JSON last, in which each ratio is the median over rounds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROUNDS = 5
 SECONDS = 3.0
 CONNECTIONS = 16
 PACE = 0.5
-"""Of bare uvicorn's rate: the load at which latencies are compared."""
+"""Load at which latencies are compared, as a fraction of bare uvicorn's rate."""
 MODEL = "mnist/production"
 PATH = "/v2/models/mnist/infer"
 HERE = Path(__file__).parent
@@ -45,15 +45,15 @@ PEERS = Path(".venv-others").absolute()
 LOADS = {"json1": 1, "bytes1": 1, "bytes64": 64, "bytes1024": 1024}
 JSON_ONLY = ("mlserver", "litserve", "bentoml")
 OVERLOAD = 4
-"""Times the connections, with 1,024 images each: four times what the queue holds."""
+"""Factor of connections, with 1,024 images each: four times the capacity of the queue."""
 
 
-def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
-    """Of each load the file of a request, and of what its answer must hold."""
+def write_requests(predictor: Predictor, folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Write two files per load: a request, and the bytes that its answer must contain."""
     shape = (max(LOADS.values()), *predictor.model.image.shape)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     files = {}
-    into.mkdir()
+    folder.mkdir()
     for kind, rows in LOADS.items():
         expected = predictor.predict(images[:rows]).prediction
         if kind == "json1":
@@ -64,7 +64,7 @@ def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
             body, answer = images[:rows].tobytes(), expected.tobytes()
             head = "Inference-Header-Content-Length: 0"
         head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n{head}\r\nContent-Length: {len(body)}"
-        files[kind] = (into / kind, into / f"{kind}.answer")
+        files[kind] = (folder / kind, folder / f"{kind}.answer")
         files[kind][0].write_bytes(head.encode() + b"\r\n\r\n" + body)
         files[kind][1].write_bytes(answer)
     return files
@@ -73,7 +73,7 @@ def requests(predictor: Predictor, into: Path) -> dict[str, tuple[Path, Path]]:
 def commands(
     root: str, uint8: str, model_file: str, scratch: Path, port: int
 ) -> dict[str, list[str]]:
-    """How each server is started at a port; `uint8` is the model with such weights."""
+    """Return the command of each server for a port; `uint8` is the model with uint8 weights."""
     python, address = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port", str(port)]
     settings = {"name": "mnist", "implementation": "serve_mlserver.Model"}
     server = {"host": "127.0.0.1", "http_port": port, "parallel_workers": 0, "debug": False}
@@ -101,7 +101,7 @@ def commands(
 
 @contextmanager
 def server(name: str, root: str, uint8: str, model_file: str) -> Iterator[tuple[int, float]]:
-    """The port of a server that answers, and the seconds it took from its command to that."""
+    """Start a server; yield its port and the seconds until its first answer."""
     port = free_ports("127.0.0.1", 1)[0]
     with tempfile.TemporaryDirectory() as scratch:
         command = commands(root, uint8, model_file, Path(scratch), port)[name]
@@ -116,7 +116,7 @@ def server(name: str, root: str, uint8: str, model_file: str) -> Iterator[tuple[
             ) as process,
         ):
             try:
-                wait(port, process, Path(scratch, "log"))
+                wait_until_ready(port, process, Path(scratch, "log"))
                 yield port, time.perf_counter() - started
             finally:
                 os.killpg(process.pid, signal.SIGINT)
@@ -126,8 +126,8 @@ def server(name: str, root: str, uint8: str, model_file: str) -> Iterator[tuple[
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the server answers at all: a GET of the address of predictions is refused by each."""
+def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers a GET of the prediction route, which every server rejects."""
     url = f"http://127.0.0.1:{port}{PATH}"
     for _ in range(600):
         try:
@@ -147,17 +147,17 @@ def load(
 ) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.bench.load", "127.0.0.1", port, *files, connections]
     command += [SECONDS, rate]
-    done = subprocess.run(
-        [str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True
+    completed = subprocess.run(
+        [str(argument) for argument in command], check=True, stdout=subprocess.PIPE, text=True
     )
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, float] = json.loads(completed.stdout)
     return result
 
 
 def main() -> None:
     source = os.environ.get("MNIST_DIR")
     if not source:
-        sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
+        sys.exit("MNIST_DIR is not set: set it to a folder of the four files of MNIST.")
     results = defaultdict[tuple[str, str], list[dict[str, float]]](list)
     starts = list[float]()
     with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as scratch:
@@ -170,35 +170,37 @@ def main() -> None:
         uint8 = exported.stdout.strip()
         model_file = f"{root}/{model_folder(model.name, model.version)}/model.onnx"
         files, files_uint8 = (
-            requests(Predictor(storage, found), Path(scratch, found.version))
-            for found in (model, find_model(storage, uint8))
+            write_requests(Predictor(storage, manifest), Path(scratch, manifest.version))
+            for manifest in (model, find_model(storage, uint8))
         )
         for _ in range(ROUNDS):
             for name in ("uvicorn", "ours", "uint8", *JSON_ONLY):
-                with server(name, root, uint8, model_file) as (port, took):
-                    asked = files_uint8 if name == "uint8" else files
+                with server(name, root, uint8, model_file) as (port, start_s):
+                    requests = files_uint8 if name == "uint8" else files
                     for kind in ("json1",) if name in JSON_ONLY else LOADS:
-                        results[name, kind].append(load(port, asked[kind]))
+                        results[name, kind].append(load(port, requests[kind]))
                         assert results[name, kind][-1]["refused"] == 0
                     if name in ("uvicorn", "ours"):
                         rate = PACE * results["uvicorn", "json1"][-1]["rate"]
                         results[name, "paced"].append(load(port, files["json1"], rate))
                     if name == "ours":
-                        starts.append(took)
-                        many = load(port, files["bytes1024"], connections=OVERLOAD * CONNECTIONS)
-                        results[name, "overload"].append(many)
+                        starts.append(start_s)
+                        overload = load(
+                            port, files["bytes1024"], connections=OVERLOAD * CONNECTIONS
+                        )
+                        results[name, "overload"].append(overload)
 
     columns = ("server", "load", "requests/s", "p50 ms", "p99 ms", "refused", "rate of each round")
     table = Table(*columns)
     for (name, kind), rounds in results.items():
-        figures = [f"{median(r[what] for r in rounds):,.2f}" for what in ("rate", "p50", "p99")]
+        figures = [f"{median(r[figure] for r in rounds):,.2f}" for figure in ("rate", "p50", "p99")]
         figures.append(f"{sum(r['refused'] for r in rounds):,}")
         table.add_row(name, kind, *figures, "  ".join(f"{r['rate']:,.0f}" for r in rounds))
     Console(width=120).print(table)
 
-    def ratio(kind: str, peer: str, what: str = "rate") -> float:
+    def ratio(kind: str, peer: str, figure: str = "rate") -> float:
         pairs = zip(results["ours", kind], results[peer, kind], strict=True)
-        return round(median(ours[what] / other[what] for ours, other in pairs), 4)
+        return round(median(ours[figure] / other[figure] for ours, other in pairs), 4)
 
     ratios = {f"json1_vs_{p}": ratio("json1", p) for p in JSON_ONLY}
     ratios |= {f"{kind}_vs_uvicorn": ratio(kind, "uvicorn") for kind in LOADS}

@@ -1,4 +1,4 @@
-"""BentoML with the model, in its venv: bentoml serve serve_bentoml:Service, with MODEL_FILE set."""
+"""The model in BentoML: MODEL_FILE=... bentoml serve serve_bentoml:Service, in its own venv."""
 
 import os
 from typing import Any

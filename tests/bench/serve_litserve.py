@@ -1,4 +1,4 @@
-"""LitServe with the model, in its venv: python serve_litserve.py MODEL_FILE PORT PATH."""
+"""The model in LitServe: python serve_litserve.py MODEL_FILE PORT PATH, in its own venv."""
 
 import sys
 from typing import Any
@@ -21,8 +21,8 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
     def predict(self, images: Any) -> Any:
         return self._session.run(["probabilities", "prediction"], {"image": images})
 
-    def encode_response(self, found: Any) -> dict[str, Any]:
-        probabilities, prediction = found
+    def encode_response(self, output: Any) -> dict[str, Any]:
+        probabilities, prediction = output
         return {
             "outputs": [
                 {"name": "probabilities", "data": probabilities.ravel().tolist()},

@@ -1,6 +1,6 @@
-"""MLServer with the model, in its own process and thread: `mlserver start FOLDER`, in its venv.
+"""The model in MLServer: `mlserver start FOLDER`, in its own venv.
 
-The folder has a `model-settings.json` that names `Model`, and the model's file.
+The folder holds a `model-settings.json` that names `Model` and the path of the model's file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Model(MLModel):  # type: ignore[misc]
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         images = NumpyCodec.decode_input(payload.inputs[0]).astype(np.uint8, copy=False)
-        found = self._session.run(["probabilities", "prediction"], {"image": images})
+        arrays = self._session.run(["probabilities", "prediction"], {"image": images})
         names = ("probabilities", "prediction")
-        outputs = [NumpyCodec.encode_output(n, v) for n, v in zip(names, found, strict=True)]
+        outputs = [NumpyCodec.encode_output(n, v) for n, v in zip(names, arrays, strict=True)]
         return InferenceResponse(model_name=self.name, outputs=outputs)

@@ -1,4 +1,4 @@
-"""The peer to beat: uvicorn, Starlette and onnxruntime alone, with our codec and one thread.
+"""The main peer: uvicorn, Starlette and onnxruntime alone, with the project's codec, one thread.
 
 python -m tests.bench.serve_uvicorn ROOT MODEL PORT
 """
@@ -29,11 +29,11 @@ def build(predictor: Predictor) -> Starlette:
     async def infer(request: Request) -> Response:
         body, length = await request.body(), request.headers.get(JSON_LENGTH)
         if length == "0":
-            asked = parse_raw(body, model, binary=True, max_rows=MAX_ROWS)
+            request_body = parse_raw(body, model, binary=True, max_rows=MAX_ROWS)
         else:
             size = int(length) if length else None
-            asked = parse_request(body, size, model, max_rows=MAX_ROWS)
-        reply = build_reply(model, asked, predictor.predict(asked.images))
+            request_body = parse_request(body, size, model, max_rows=MAX_ROWS)
+        reply = build_reply(model, request_body, predictor.predict(request_body.images))
         if reply.json_bytes is None:
             return Response(reply.body, media_type="application/json")
         return Response(reply.body, headers={JSON_LENGTH: str(reply.json_bytes)})

@@ -1,12 +1,12 @@
-"""Twenty minutes of load that never stops, as `make soak`: is memory flat?
+"""A soak test: 20 minutes of continuous load on a server, to see whether its memory grows.
 
     make soak            # MINUTES=20
 
-One image as JSON over 16 connections as fast as they go, 1,024 images, pictures, the hostile
-requests of the tests in turn, and every half minute another version promoted. Prints every minute
-the memory of each process that stays, and one line of JSON last: growth in MiB from the minute
-after the first fifth to the last minute, and the replica's files and threads. Exits 1 where the
-replica grew by more than BOUND_MIB.
+The load: one image as JSON over 16 connections at full speed; in turn, requests of 1,024 images,
+image files, and the hostile requests of the tests; and a promotion every half minute. Prints every
+minute the memory of each process (PSS), and one line of JSON last: the growth in MiB from the
+minute after the first fifth to the last minute, and that of the replica's open files and threads.
+Exits with 1 if the replica grew by more than BOUND_MIB.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import httpx
 import numpy as np
 
 from pipeline.artifacts.registry import promote
-from tests.e2e.test_edge import ANSWERED, MALFORMED, REFUSED, post
-from tests.support.hostile_requests import PNG, REQUESTS, addressed
+from tests.e2e.test_edge import ANSWERED, MALFORMED, REJECTED, post
+from tests.support.hostile_requests import PNG, REQUESTS, address_to
 from tests.support.servers import Server, started
 from tests.support.stripes_model import STRIPES, publish
 
@@ -39,15 +39,14 @@ RAW = {"inference-header-content-length": "0"}
 
 
 def processes(server: Server) -> dict[str, int]:
-    """Ids of what the server started, by name; Ray numbers none of these."""
-    found = {}
-    for line in server.command.left():
+    """Return the IDs of the server's processes by name."""
+    ids = {}
+    for line in server.command.running():
         pid, command = line.split(" ", 1)
-        if name := re.search(
-            r"ServeReplica|ServeController|haproxy -db|raylet|gcs_server", command
-        ):
-            found[name[0]] = int(pid)
-    return found
+        name = re.search(r"ServeReplica|ServeController|haproxy -db|raylet|gcs_server", command)
+        if name:
+            ids[name[0]] = int(pid)
+    return ids
 
 
 def memory_mib(pid: int) -> float:
@@ -55,8 +54,8 @@ def memory_mib(pid: int) -> float:
     return int(re.findall(r"Pss: +(\d+)", text)[0]) / 1024
 
 
-async def fast(server: Server, scratch: Path, seconds: float) -> None:
-    """One image in JSON, by the load generator of the benchmark."""
+async def send_single_images(server: Server, scratch: Path, seconds: float) -> None:
+    """Send one image as JSON at full speed, by the load generator of the benchmark."""
     tensor = {"name": "image", "shape": [1, *STRIPES.shape], "datatype": "UINT8"}
     body = json.dumps({"inputs": [tensor | {"data": [0] * STRIPES.num_pixels}]}).encode()
     (scratch / "request").write_bytes(post(body=body).replace(b"Inference-Header", b"X-Other"))
@@ -72,11 +71,11 @@ async def fast(server: Server, scratch: Path, seconds: float) -> None:
     print(f"one image as JSON: {out.decode().strip()}")
 
 
-async def others(server: Server, statuses: Counter[int], until: float) -> None:
-    """Large requests, pictures, and all that is hostile, over connections new and kept."""
+async def send_other_requests(server: Server, statuses: Counter[int], until: float) -> None:
+    """Send large requests, image files and hostile requests, over new and kept connections."""
     many = np.zeros((1024, STRIPES.num_pixels), np.uint8).tobytes()
     address = httpx.URL(server.url(""))
-    raw = [*(data for data, _ in REFUSED.values()), *MALFORMED.values(), *ANSWERED.values()]
+    raw = [*(data for data, _ in REJECTED.values()), *MALFORMED.values(), *ANSWERED.values()]
     async with httpx.AsyncClient(base_url=address, timeout=30) as http:
         for hostile, data in itertools.cycle(
             itertools.zip_longest((request for request, _ in REQUESTS.values()), raw)
@@ -85,7 +84,7 @@ async def others(server: Server, statuses: Counter[int], until: float) -> None:
                 return
             statuses[(await http.post(INFER, content=many, headers=RAW)).status_code] += 1
             statuses[(await http.post("/predict", content=PNG)).status_code] += 1
-            statuses[(await http.send(addressed(hostile, str(address)))).status_code] += 1
+            statuses[(await http.send(address_to(hostile, str(address)))).status_code] += 1
             if data:
                 reader, writer = await asyncio.open_connection(address.host, address.port)
                 with suppress(OSError, TimeoutError):
@@ -94,22 +93,23 @@ async def others(server: Server, statuses: Counter[int], until: float) -> None:
                 writer.close()
 
 
-async def swaps(server: Server, until: float) -> None:
+async def swap_versions(server: Server, until: float) -> None:
     models = [publish(server.storage, scale=0.5), server.model]
     for model in itertools.cycle(models):
         promote(server.storage, model.ref, "production")
-        if (left := until - time.monotonic()) < 0:
+        remaining_s = until - time.monotonic()
+        if remaining_s < 0:
             return
-        await asyncio.sleep(min(SWAP_S, left))
+        await asyncio.sleep(min(SWAP_S, remaining_s))
 
 
-async def watch(server: Server, samples: dict[str, list[float]], until: float) -> None:
-    """Ten samples a minute of every process, and a line each minute."""
-    named = processes(server)
+async def sample_memory(server: Server, samples: dict[str, list[float]], until: float) -> None:
+    """Sample every process 10 times a minute, and print a line each minute."""
+    ids = processes(server)
     for count in itertools.count():
-        for name, pid in named.items():
+        for name, pid in ids.items():
             samples[name].append(memory_mib(pid))
-        replica = Path(f"/proc/{named['ServeReplica']}")
+        replica = Path(f"/proc/{ids['ServeReplica']}")
         samples["files"].append(len(os.listdir(replica / "fd")))
         samples["threads"].append(len(os.listdir(replica / "task")))
         if count % 10 == 0:
@@ -124,17 +124,17 @@ async def soak(server: Server, minutes: float, scratch: Path) -> dict[str, float
     samples, statuses = defaultdict[str, list[float]](list), Counter[int]()
     until = time.monotonic() + 60 * minutes
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(fast(server, scratch, 60 * minutes))
-        tasks.create_task(others(server, statuses, until))
-        tasks.create_task(swaps(server, until))
-        tasks.create_task(watch(server, samples, until))
-    print(f"statuses of the others: {dict(statuses)}")
+        tasks.create_task(send_single_images(server, scratch, 60 * minutes))
+        tasks.create_task(send_other_requests(server, statuses, until))
+        tasks.create_task(swap_versions(server, until))
+        tasks.create_task(sample_memory(server, samples, until))
+    print(f"statuses of the other requests: {dict(statuses)}")
 
-    def grown(values: list[float]) -> float:
+    def growth(values: list[float]) -> float:
         begin = len(values) // 5
         return round(float(np.mean(values[-10:]) - np.mean(values[begin : begin + 10])), 1)
 
-    return {name: grown(values) for name, values in samples.items()}
+    return {name: growth(values) for name, values in samples.items()}
 
 
 def main() -> None:
@@ -144,9 +144,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as scratch,
         started(root, "--max-body-mib", 1, timeout_s=60 * minutes + 240) as server,
     ):
-        grown = asyncio.run(soak(server, minutes, Path(scratch)))
-    print(json.dumps({f"{name}_grown": value for name, value in grown.items()}))
-    if grown["ServeReplica"] > BOUND_MIB:
+        growth = asyncio.run(soak(server, minutes, Path(scratch)))
+    print(json.dumps({f"{name}_grown": value for name, value in growth.items()}))
+    if growth["ServeReplica"] > BOUND_MIB:
         sys.exit(f"The replica grew by more than {BOUND_MIB} MiB.")
 
 

@@ -1,9 +1,9 @@
-"""Training against its peers: plain PyTorch, JAX, scikit-learn. Takes about 20 minutes.
+"""Benchmark of training against peers: plain PyTorch, JAX, scikit-learn. Takes 20 minutes.
 
-    make bench-train          # with MNIST_DIR, a folder of MNIST's files
+    MNIST_DIR=... make bench-train          # MNIST_DIR: a folder of MNIST's files
 
-Ours and the peers run in turn, and every ratio is the median over rounds. Prints a table, and one
-line of JSON last.
+The pipeline and its peers run in turn, and every ratio is the median over rounds. Prints a table,
+and one line of JSON last.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tests.bench.fit import GOAL
 
 ROUNDS = 5
 PAIRS = 9
-"""Rounds of what takes both cores, whose rates swing more."""
+"""Rounds of the benchmarks that use both cores, whose rates vary more."""
 ROWS = 2_000_000
 SCRIPT = Path(__file__).with_name("script.py")
 PIPELINE = (sys.executable, "-m", "pipeline")
 RUNS = {
-    "loop": "seed: script, its loop, s",
-    "script": "seed: script, whole, s",
-    "ours": "seed: ours, whole, s",
+    "loop": "tutorial: script, its loop, s",
+    "script": "tutorial: script, whole, s",
+    "ours": "tutorial: ours, whole, s",
     "start": "fast: fit() to first step, s",
     "end": "fast: last step to result, s",
     "goal": f"fast: first step to {GOAL} on val, s",
@@ -47,13 +47,13 @@ RUNS = {
 
 
 def run_train(root: str, ref: str, training: Training) -> tuple[dict[str, float], ...]:
-    """The metrics of a run that is made anew."""
+    """Train from scratch; return the metrics of each epoch."""
     manifest = train(Train(root=root, dataset=ref, train=training, force=True))
     return manifest.metrics
 
 
 def bench_workers(root: str, ref: str, rounds: int) -> Iterator[dict[str, float]]:
-    """Images a second of one worker and of two, 512 images a worker and step."""
+    """Yield images per second of one worker and of two, with 512 images per worker and step."""
     for _ in range(rounds):
         rates = {}
         for workers in (1, 2):
@@ -64,30 +64,36 @@ def bench_workers(root: str, ref: str, rounds: int) -> Iterator[dict[str, float]
 
 
 def bench_runs(root: str, ref: str, source: str, rounds: int) -> Iterator[dict[str, float]]:
-    """The recipe `seed`, from the start of the process to its end, the script's, and `fast`."""
+    """Yield the seconds of the `tutorial` recipe as a process, of the script, and of `fast`."""
     for _ in range(rounds):
         started = time.perf_counter()
-        printed = call(sys.executable, SCRIPT, source)
+        printed = run_command(sys.executable, SCRIPT, source)
         script = time.perf_counter() - started
         started = time.perf_counter()
-        # As many threads as the script has: all of the machine's.
+        # As many threads as the script uses: one per core of the machine.
         threads = ("--train.cpus-per-worker", len(os.sched_getaffinity(0)))
-        call(*PIPELINE, "train", "tutorial", "--root", root, "--dataset", ref, "--force", *threads)
+        run_command(
+            *PIPELINE, "train", "tutorial", "--root", root, "--dataset", ref, "--force", *threads
+        )
         ours = time.perf_counter() - started
-        fast = json.loads(call(sys.executable, "-m", "tests.bench.fit", root, ref).splitlines()[-1])
+        fast = json.loads(
+            run_command(sys.executable, "-m", "tests.bench.fit", root, ref).splitlines()[-1]
+        )
         yield {"script": script, "loop": float(printed.split()[0]), "ours": ours, **fast}
 
 
 def bench_stream(root: str, ref: str, rounds: int) -> Iterator[dict[str, dict[str, float]]]:
     for _ in range(rounds):
         yield {
-            name: json.loads(call(sys.executable, "-m", "tests.bench.stream", root, ref, mib))
+            name: json.loads(
+                run_command(sys.executable, "-m", "tests.bench.stream", root, ref, mib)
+            )
             for name, mib in (("memory", 4096), ("stream", 128))
         }
 
 
-def call(*args: object) -> str:
-    """What a command prints on stdout."""
+def run_command(*args: object) -> str:
+    """Run a command; return its stdout."""
     command = [str(arg) for arg in args]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -99,13 +105,15 @@ def ratio(rounds: list[dict[str, float]], ours: str, other: str) -> float:
 def main() -> None:
     source = os.environ.get("MNIST_DIR")
     if not source:
-        sys.exit("MNIST_DIR is not set: give a folder of the four files of MNIST.")
+        sys.exit("MNIST_DIR is not set: set it to a folder of the four files of MNIST.")
     console = Console(width=100)
     with tempfile.TemporaryDirectory() as root:
         with connection.connected():
             ref = preprocess(Preprocess(root=root, data=Data(source=source))).ref
             workers = list(bench_workers(root, ref, PAIRS))
-        steps = json.loads(call(sys.executable, "-m", "tests.bench.steps", root, ref, ROUNDS))
+        steps = json.loads(
+            run_command(sys.executable, "-m", "tests.bench.steps", root, ref, ROUNDS)
+        )
         large = stream.make(Storage(root), ref, ROWS).ref
         streams = list(bench_stream(root, large, PAIRS))
         runs = list(bench_runs(root, ref, source, ROUNDS))

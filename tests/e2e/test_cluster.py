@@ -1,4 +1,4 @@
-"""A cluster as an operator starts it, closed by a token: jobs submitted, the server deployed."""
+"""A cluster that requires a token: submit jobs and deploy the server, as an operator does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class Head:
-    """A running cluster of one node: where its job server, its GCS and its models are."""
+    """A running cluster of one node: the addresses of its job server and GCS, and its storage."""
 
     address: str
     gcs: str
@@ -66,10 +66,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     values = {
         "port": gcs,
         "dashboard-port": dashboard,
-        # The Ray of the test session has the default one.
+        # The Ray of the test session uses the default port.
         "dashboard-agent-listen-port": agent,
         "num-cpus": 2,
-        # Sockets lie in it, and their paths must be short.
+        # It holds sockets, whose paths must be short (107 bytes).
         "temp-dir": mkdtemp(),
     }
     flags = [f"--{name}={value}" for name, value in values.items()]
@@ -77,17 +77,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     address = f"http://127.0.0.1:{dashboard}"
     with node.started() as process:
         try:
-            wait_for(lambda: takes_jobs(address))
+            wait_for(lambda: accepts_jobs(address))
             yield Head(
                 address, f"127.0.0.1:{gcs}", serve_port, root, {**env, "RAY_ADDRESS": address}
             )
         finally:
             process.kill()
-            for left in node.left():
-                os.kill(int(left.split()[0]), signal.SIGKILL)
+            for line in node.running():
+                os.kill(int(line.split()[0]), signal.SIGKILL)
 
 
 def status(url: str, token: str) -> int:
+    """Return the HTTP status, or 0 without a connection."""
     try:
         headers = {"Authorization": f"Bearer {token}"}
         return requests.get(url, headers=headers, timeout=5).status_code
@@ -95,8 +96,8 @@ def status(url: str, token: str) -> int:
         return 0
 
 
-def takes_jobs(address: str) -> bool:
-    """Whether the cluster runs a job yet: its job server answers before it has a node for one."""
+def accepts_jobs(address: str) -> bool:
+    """Return whether the cluster runs jobs. Its job server answers before a node can run one."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     try:
         job = {"entrypoint": "true"}
@@ -115,17 +116,15 @@ def last_job_status(head: Head) -> object:
     return max(jobs, key=lambda job: job["start_time"])["status"]
 
 
-def test_the_cluster_is_closed_to_those_without_its_token(head: Head) -> None:
+def test_the_cluster_rejects_a_wrong_token(head: Head) -> None:
     assert status(f"{head.address}/api/jobs/", "wrong") == 403
 
 
-def test_a_submitted_run_makes_the_artifacts_and_its_server_answers(
-    head: Head, source: Path
-) -> None:
+def test_a_submitted_run_writes_a_model_that_can_be_deployed(head: Head, source: Path) -> None:
     flags = ("--data.name", "bars", "--data.source", source, "--train.epochs", "30")
-    done = submit(head, "fast", *flags, "--train.num-workers", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "accuracy on test" in done.stdout + done.stderr
+    completed = submit(head, "fast", *flags, "--train.num-workers", "2")
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert "accuracy on test" in completed.stdout + completed.stderr
     assert last_job_status(head) == "SUCCEEDED"
     storage = Storage(str(head.root))
     model = find_model(storage, "bars/production")
@@ -146,8 +145,8 @@ def test_a_submitted_run_makes_the_artifacts_and_its_server_answers(
     assert answer["model_version"] == model.version
 
 
-def test_a_run_that_must_fail_is_a_failed_job(head: Head) -> None:
-    done = submit(head, "fast", "--data.name", "bars", "--data.source", "/nowhere")
-    assert done.returncode != 0
-    assert "holds no train-images" in done.stdout + done.stderr
+def test_a_run_that_fails_is_a_failed_job(head: Head) -> None:
+    completed = submit(head, "fast", "--data.name", "bars", "--data.source", "/nowhere")
+    assert completed.returncode != 0
+    assert "holds no train-images" in completed.stdout + completed.stderr
     assert last_job_status(head) == "FAILED"

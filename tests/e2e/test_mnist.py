@@ -1,4 +1,4 @@
-"""What needs all 70,000 images of MNIST: set MNIST_DIR to a folder of the four files."""
+"""Tests on all 70,000 images of MNIST: set MNIST_DIR to a folder of its four files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def dataset(
     return root, preprocess(Preprocess(root=root, data=Data(source=mnist_dir)))
 
 
-def run(root: str, dataset: DatasetManifest, recipe: str) -> EvaluationManifest:
+def run_recipe(root: str, dataset: DatasetManifest, recipe: str) -> EvaluationManifest:
     trained = train(Train(root=root, dataset=dataset.ref, train=RECIPES[recipe]))
     model = export(Export(root=root, run=trained.run))
     assert model.parity_max_difference <= 1e-5
     return evaluate(Evaluate(root=root, model=model.ref))
 
 
-def test_the_dataset_is_mnist_whole(dataset: tuple[str, DatasetManifest]) -> None:
+def test_the_dataset_holds_all_of_mnist(dataset: tuple[str, DatasetManifest]) -> None:
     root, manifest = dataset
     assert manifest.rows == {"train": 50_000, "val": 10_000, "test": 10_000}
     assert manifest.source == PROFILES["mnist"].sha256
@@ -45,14 +45,16 @@ def test_the_dataset_is_mnist_whole(dataset: tuple[str, DatasetManifest]) -> Non
     assert np.unique(np.concatenate([split.ids for split in splits])).size == 70_000
 
 
-def test_fast_is_over_0_975_on_test(dataset: tuple[str, DatasetManifest]) -> None:
-    evaluation = run(*dataset, "fast")
+def test_the_fast_recipe_reaches_0_975_on_test(dataset: tuple[str, DatasetManifest]) -> None:
+    evaluation = run_recipe(*dataset, "fast")
     assert evaluation.metrics["test"]["count"] == 10_000
     assert evaluation.metrics["test"]["accuracy"] >= 0.975
     assert evaluation.metrics["val"]["accuracy"] >= 0.9755
 
 
 @pytest.mark.slow
-def test_seed_gets_what_the_tutorial_got(dataset: tuple[str, DatasetManifest]) -> None:
-    evaluation = run(*dataset, "tutorial")
+def test_the_tutorial_recipe_reaches_the_tutorial_accuracy(
+    dataset: tuple[str, DatasetManifest],
+) -> None:
+    evaluation = run_recipe(*dataset, "tutorial")
     assert evaluation.metrics["val"]["accuracy"] == pytest.approx(0.9755, abs=0.003)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import CHROMIUM, opened
+from tests.support.browser import CHROMIUM, open_page
 from tests.support.servers import Server, started
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
@@ -21,11 +21,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def page(server: Server) -> Iterator[Page]:
-    with opened(server.url("/"), classes=3) as page:
+    with open_page(server.url("/"), classes=3) as page:
         yield page
 
 
-def test_what_is_drawn_is_answered(page: Page, server: Server) -> None:
+def test_a_drawn_stroke_gets_a_prediction(page: Page, server: Server) -> None:
     box = page.locator("#pad").bounding_box()
     assert box
     x = box["x"] + box["width"] * 0.9
@@ -43,7 +43,7 @@ def test_what_is_drawn_is_answered(page: Page, server: Server) -> None:
     expect(page.locator("#answer")).to_have_text("Nothing drawn yet")
 
 
-def test_it_is_drawn_on_by_keyboard(page: Page) -> None:
+def test_the_keyboard_draws_a_stroke(page: Page) -> None:
     page.locator("#pad").focus()
     page.keyboard.press("Space")
     for _ in range(3):
@@ -53,5 +53,5 @@ def test_it_is_drawn_on_by_keyboard(page: Page) -> None:
     expect(page.locator("#answer")).to_have_text("Nothing drawn yet")
 
 
-def test_it_fits_a_phone(page: Page) -> None:
+def test_the_page_fits_a_phone_screen(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,4 +1,4 @@
-"""The server as its users start it: a process of its own, with a Ray of its own."""
+"""The server as users start it: a separate process that starts its own Ray."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.support.servers import Server, serving, started
 from tests.support.stripes_model import STRIPES, publish, stripe
 
 
-def refused(root: Path, *flags: str) -> str:
-    """The one line of a server that does not start."""
-    done = serving("--root", root, *flags).run()
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+def startup_error(root: Path, *flags: str) -> str:
+    """Return the only line that a server prints which does not start."""
+    completed = serving("--root", root, *flags).run()
+    assert completed.returncode == 2
+    assert completed.stdout == ""
+    assert completed.stderr.count("\n") == 1
+    return completed.stderr
 
 
-def python(code: str) -> bool:
-    """Whether this code runs without error in a fresh process."""
+def runs_without_error(code: str) -> bool:
+    """Return whether the code runs without error in a fresh process."""
     return subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
@@ -53,13 +53,13 @@ def test_the_ready_line_names_model_and_address(server: Server) -> None:
     assert server.line.startswith(f"serving {server.model.ref} at http://127.0.0.1:")
 
 
-def test_metadata(server: Server) -> None:
+def test_the_metadata_name_server_and_version(server: Server) -> None:
     assert requests.get(server.url("/v2"), timeout=30).json()["name"] == "ray-onnx-pipeline"
     model = requests.get(server.url("/v2/models/stripes"), timeout=30).json()
     assert model["versions"] == [server.model.version]
 
 
-def test_infer_answers_as_the_predictor(server: Server) -> None:
+def test_infer_returns_the_predictions_of_the_model(server: Server) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, *STRIPES.shape), np.uint8)
     expected = Predictor(server.storage, server.model).predict(images)
     probabilities, prediction = infer(server, images).json()["outputs"]
@@ -67,7 +67,7 @@ def test_infer_answers_as_the_predictor(server: Server) -> None:
     np.testing.assert_array_equal(prediction["data"], expected.prediction)
 
 
-def test_predict_takes_a_png(server: Server) -> None:
+def test_predict_accepts_a_png(server: Server) -> None:
     file = io.BytesIO()
     Image.fromarray(stripe(1)).save(file, "PNG")
     answer = requests.post(server.url("/predict"), data=file.getvalue(), timeout=30).json()
@@ -83,14 +83,14 @@ def test_predict_takes_a_png(server: Server) -> None:
         ("/predict", 17 << 20, 413),
     ],
 )
-def test_errors_have_one_form(server: Server, path: str, size: int, status: int) -> None:
+def test_all_errors_have_one_format(server: Server, path: str, size: int, status: int) -> None:
     response = requests.post(server.url(path), data=bytes(size), timeout=30)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
     assert list(response.json()) == ["error"]
 
 
-def test_many_clients_get_their_own_answers(server: Server) -> None:
+def test_concurrent_clients_get_their_own_answers(server: Server) -> None:
     def ask(k: int) -> None:
         images = np.stack([stripe((k + i) % 3) for i in range(k + 1)])
         answers[k] = infer(server, images).json()["outputs"][1]["data"]
@@ -104,42 +104,46 @@ def test_many_clients_get_their_own_answers(server: Server) -> None:
     assert answers == {k: [(k + i) % 3 for i in range(k + 1)] for k in range(12)}
 
 
-def test_sigterm_ends_it_and_all_it_started(server: Server) -> None:
-    assert server.command.left()
+def test_sigterm_ends_the_server_and_all_its_processes(server: Server) -> None:
+    assert server.command.running()
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=30) == 0
     assert server.process.stdout is not None
     assert server.process.stdout.read() == ""
-    assert server.command.left() == []
+    assert server.command.running() == []
 
 
-def test_an_unknown_model_is_refused_in_one_line(tmp_path: Path) -> None:
-    message = refused(tmp_path, "--model", "stripes/production")
+def test_an_unknown_model_is_reported_in_one_line(tmp_path: Path) -> None:
+    message = startup_error(tmp_path, "--model", "stripes/production")
     assert "'stripes' has no alias 'production'" in message
 
 
-def test_a_damaged_model_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_model_is_reported_in_one_line(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     model = publish(storage)
     storage.write(f"models/{model.ref}/model.onnx", b"not a model")
-    assert "its manifest says" in refused(tmp_path, "--model", model.ref)
+    assert "its manifest says" in startup_error(tmp_path, "--model", model.ref)
 
 
-def test_a_port_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     model = publish(Storage(str(tmp_path)))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        message = refused(tmp_path, "--model", model.ref, "--port", port)
+        message = startup_error(tmp_path, "--model", model.ref, "--port", port)
     assert f"Cannot listen at --host 127.0.0.1 --port {port}" in message
 
 
-def test_a_wrong_setting_is_refused_in_one_line(tmp_path: Path) -> None:
-    assert "--num-replicas is 0" in refused(tmp_path, "--num-replicas", "0")
+def test_a_wrong_setting_is_reported_in_one_line(tmp_path: Path) -> None:
+    assert "--num-replicas is 0" in startup_error(tmp_path, "--num-replicas", "0")
 
 
-def test_serving_imports_no_torch() -> None:
-    assert python("import sys, serving.app, serving.__main__; assert 'torch' not in sys.modules")
+def test_serving_does_not_import_torch() -> None:
+    assert runs_without_error(
+        "import sys, serving.app, serving.__main__; assert 'torch' not in sys.modules"
+    )
 
 
-def test_serve_sees_the_settings_that_the_builder_takes() -> None:
-    assert python("from serving.app import build_app as f; f.__annotations__['settings'].__mro__")
+def test_the_annotations_of_the_builder_are_classes_as_serve_run_needs() -> None:
+    assert runs_without_error(
+        "from serving.app import build_app as f; f.__annotations__['settings'].__mro__"
+    )

@@ -1,7 +1,7 @@
-"""SIGKILL of preprocessing and of scoring at random moments, and the same command again.
+"""Kill preprocessing and scoring at random moments (SIGKILL), and run the same command again.
 
-KILLS says how many times each is killed, two at once, each with an output of its own; a
-reader looks at each output all the while.
+The environment variable KILLS is the number of kills of each. Two lanes run at once, each with its
+own output, and a reader checks each output all the time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LANES = 2
 
 @pytest.fixture
 def env(ray_session: None) -> Iterator[dict[str, str]]:
-    """The way to a Ray that outlives the commands, so that none waits for one of its own."""
+    """Return the address of a cluster that outlives the commands, so that none has to start Ray."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": LANES})
     token = os.environ["RAY_AUTH_TOKEN"]
     yield {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"}
@@ -44,21 +44,21 @@ def env(ray_session: None) -> Iterator[dict[str, str]]:
 
 
 class Reader(threading.Thread):
-    """Looks for the manifest, and where there is one checks all that it lists."""
+    """A thread that checks, whenever a manifest exists, the digests of all files that it lists."""
 
     def __init__(self, output: Path, kind: type[Manifest]) -> None:
         super().__init__()
         self.output, self.kind = output, kind
-        self.looks, self.wrong, self.done = 0, list[str](), threading.Event()
+        self.damaged = list[str]()
+        self.stopped = threading.Event()
 
     def run(self) -> None:
-        while not self.done.wait(0.02):
-            self.looks += 1
+        while not self.stopped.wait(0.02):
             manifest = find(Storage(str(self.output)), "", self.kind)
             for entry in manifest.files if manifest else ():
                 path = self.output / entry.path
                 if hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
-                    self.wrong.append(entry.path)
+                    self.damaged.append(entry.path)
 
 
 @contextmanager
@@ -66,56 +66,64 @@ def watched(output: Path, kind: type[Manifest]) -> Iterator[Reader]:
     reader = Reader(output, kind)
     reader.start()
     yield reader
-    reader.done.set()
+    reader.stopped.set()
     reader.join()
 
 
 def shards(output: Path) -> dict[Path, int]:
+    """Return the modification times of the shards."""
     return {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """The manifest, and what it lists; the lock's file and what was cut short stand beside them."""
-    names = [path for path in output.rglob("*") if path.is_file() and path.name[0] != "."]
-    return {str(path.relative_to(output)): path.read_bytes() for path in names}
+    """Return all files but the hidden ones: the lock and files that were being written."""
+    paths = [path for path in output.rglob("*") if path.is_file() and path.name[0] != "."]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 def kill_and_repeat(command: Command, output: Path, kind: type[Manifest], seed: int) -> str:
+    """Kill the command at random moments until it has been killed often enough and is complete.
+
+    Every complete output must equal that of an undisturbed run, and no finished shard is rewritten.
+    """
     started = time.monotonic()
     assert command.run().returncode == 0
-    whole_s, expected = time.monotonic() - started, contents(output)
+    duration_s = time.monotonic() - started
+    expected = contents(output)
     shutil.rmtree(output)
-    moments, kills, finished, spared = random.Random(seed), 0, 0, 0
+    moments = random.Random(seed)
+    kills = completions = reused = 0
     kept = dict[Path, int]()
     while kills < KILLS // LANES or not (output / "manifest.json").exists():
-        anew, started = not kept, time.monotonic()
+        from_scratch = not kept
+        started = time.monotonic()
         with watched(output, kind) as reader:
             with command.started() as process:
                 last = kills == KILLS // LANES
                 try:
-                    process.wait(None if last else moments.uniform(0.3, 1) * whole_s)
+                    process.wait(None if last else moments.uniform(0.3, 1) * duration_s)
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     kills += 1
                 process.wait()
             assert process.returncode in (0, -signal.SIGKILL)
-        assert not reader.wrong
-        # What was finished is not done again.
-        found = shards(output)
-        assert {path: found.get(path) for path in kept} == kept
-        spared += len(kept)
-        kept = found
+        assert not reader.damaged
+        # Finished shards are not written again.
+        current = shards(output)
+        assert {path: current.get(path) for path in kept} == kept
+        reused += len(kept)
+        kept = current
         if process.returncode == 0:
-            finished += 1
-            if anew:
-                # The other lane was slower when the first time was taken.
-                whole_s = min(whole_s, time.monotonic() - started)
+            completions += 1
+            if from_scratch:
+                # The first measurement may be too long, as the other lane was starting up.
+                duration_s = min(duration_s, time.monotonic() - started)
             assert contents(output) == expected
             if kills < KILLS // LANES:
                 shutil.rmtree(output)
                 kept = {}
     assert contents(output) == expected
-    return f"killed {kills} times, finished {finished} times; {spared} files not made again"
+    return f"killed {kills} times, completed {completions} times; {reused} shards reused"
 
 
 def in_lanes(work: Callable[[int], str]) -> None:
@@ -123,9 +131,7 @@ def in_lanes(work: Callable[[int], str]) -> None:
         print(*lanes.map(work, range(LANES)), sep="\n")
 
 
-def test_preprocessing_goes_on_where_it_was(
-    env: dict[str, str], source: Path, tmp_path: Path
-) -> None:
+def test_killed_preprocessing_resumes(env: dict[str, str], source: Path, tmp_path: Path) -> None:
     flags = ("--data.name", "bars", "--data.source", source, "--data.rows-per-shard", 5)
 
     def lane(number: int) -> str:
@@ -138,16 +144,14 @@ def test_preprocessing_goes_on_where_it_was(
     in_lanes(lane)
 
 
-def test_scoring_goes_on_where_it_was(
-    env: dict[str, str], artifacts: Artifacts, tmp_path: Path
-) -> None:
+def test_killed_scoring_resumes(env: dict[str, str], artifacts: Artifacts, tmp_path: Path) -> None:
     split = f"{artifacts.dataset.ref}/train"
     flags = ("--model", artifacts.model.ref, "--input", split, "--rows-per-shard", 4)
 
     def lane(number: int) -> str:
         output = tmp_path / str(number)
-        flags_of = (*flags, "--output", output, "--num-workers", 1)
-        command = pipeline("score", "--root", artifacts.root, *flags_of, **env)
+        lane_flags = (*flags, "--output", output, "--num-workers", 1)
+        command = pipeline("score", "--root", artifacts.root, *lane_flags, **env)
         return kill_and_repeat(command, output, ScoresManifest, number)
 
     in_lanes(lane)

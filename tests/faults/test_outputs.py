@@ -1,4 +1,4 @@
-"""Outputs that cannot be written, or that another writes to: an error, and nothing damaged."""
+"""Outputs that cannot be written, or have two writers: an error, and no damaged artifact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(
         not shutil.which("unshare")
         or subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode != 0,
-        reason="this machine lets nobody mount a small disk",
+        reason="mounting a tmpfs in a user namespace is not allowed on this machine",
     ),
 ]
 
@@ -47,7 +47,7 @@ test $? = 2
 def command(
     request: pytest.FixtureRequest, artifacts: Artifacts, source: Path, tmp_path: Path
 ) -> Command:
-    """One that writes many small shards into the folder `disk`."""
+    """Return a command that writes many small shards into the folder `disk`."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if request.param == "preprocess":
@@ -64,37 +64,37 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def on_a_disk_of_its_own(script: str, command: Command, tmp_path: Path) -> str:
-    """What the command says while the script has a small file system at `disk`."""
+def run_on_small_disk(script: str, command: Command, tmp_path: Path) -> str:
+    """Run the script, which mounts a small file system at `disk`; return the command's stderr."""
     env = {"DISK": str(tmp_path / "disk"), "RESULT": str(tmp_path / "result")}
-    done = Command(*UNSHARE, "sh", "-c", script, "sh", *command.args, env=env).run()
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+    completed = Command(*UNSHARE, "sh", "-c", script, "sh", *command.args, env=env).run()
+    assert completed.returncode == 0, completed.stderr
+    assert "Traceback" not in completed.stderr
+    return completed.stderr
 
 
-def test_a_full_disk_is_named_and_what_was_finished_is_kept(
+def test_a_full_disk_is_reported_and_finished_shards_are_kept(
     command: Command, tmp_path: Path
 ) -> None:
-    said = on_a_disk_of_its_own(DISK_FULL, command, tmp_path)
-    assert "No space left on device" in said
-    assert "bytes are free there. Make room, then run the same command again." in said
-    assert "shards were there already" in said
+    stderr = run_on_small_disk(DISK_FULL, command, tmp_path)
+    assert "No space left on device" in stderr
+    assert "bytes are free there. Make room, then run the same command again." in stderr
+    assert "shards were there already" in stderr
     assert command.run().returncode == 0
     assert contents(tmp_path / "result") == contents(tmp_path / "disk")
 
 
-def test_a_read_only_output_is_named(command: Command, tmp_path: Path) -> None:
-    said = on_a_disk_of_its_own(READ_ONLY, command, tmp_path)
-    assert f"Could not write {tmp_path}/disk" in said
-    assert "Read-only file system" in said
+def test_a_read_only_output_is_reported(command: Command, tmp_path: Path) -> None:
+    stderr = run_on_small_disk(READ_ONLY, command, tmp_path)
+    assert f"Could not write {tmp_path}/disk" in stderr
+    assert "Read-only file system" in stderr
 
 
-def test_of_two_at_once_one_wins_whole(command: Command, tmp_path: Path) -> None:
+def test_two_writers_leave_one_complete_output(command: Command, tmp_path: Path) -> None:
     with command.started() as first, command.started() as second:
         codes = sorted([first.wait(), second.wait()])
     assert codes in ([0, 0], [0, 2])
-    found = contents(tmp_path / "disk")
+    written = contents(tmp_path / "disk")
     shutil.rmtree(tmp_path / "disk")
     assert command.run().returncode == 0
-    assert contents(tmp_path / "disk") == found
+    assert contents(tmp_path / "disk") == written

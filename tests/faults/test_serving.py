@@ -1,4 +1,4 @@
-"""What happens to servers, under load: no client of a server with two replicas sees any of it."""
+"""Kill processes of a server with two replicas under load: no client may notice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.stripes_model import STRIPES
 pytestmark = pytest.mark.slow
 
 CONNECTIONS = 16
-HEALED_S = 20
+RECOVERY_S = 20
 PIXELS = np.zeros((64, STRIPES.num_pixels), np.uint8).tobytes()
 
 
@@ -33,14 +33,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def processes(server: Server, name: str) -> list[int]:
-    """Ids of what a server started under a name."""
-    lines = (line.split(" ", 1) for line in server.command.left())
+    """Return the IDs of the server's processes with this name in their command line."""
+    lines = (line.split(" ", 1) for line in server.command.running())
     return [int(pid) for pid, command in lines if name in command]
 
 
-def is_whole(server: Server) -> bool:
-    """Whether HAProxy, and one of it, sends requests to two replicas."""
-    ingress = [line for line in server.command.left() if "haproxy -db" in line]
+def is_healthy(server: Server) -> bool:
+    """Return whether exactly one HAProxy runs and sends requests to two replicas."""
+    ingress = [line for line in server.command.running() if "haproxy -db" in line]
     if len(processes(server, "ServeReplica")) != 2 or len(ingress) != 1:
         return False
     folder = Path(ingress[0].split(" -f ")[1].split()[0]).parent
@@ -53,73 +53,73 @@ def is_whole(server: Server) -> bool:
 
 @asynccontextmanager
 async def load(server: Server) -> AsyncIterator[list[int]]:
-    """Many clients that never stop asking; the statuses of what they got, 0 for no answer."""
+    """Run clients that send all the time; yield the statuses of the answers, 0 for no answer."""
 
     async def ask(http: httpx.AsyncClient) -> None:
-        while not done.is_set():
+        while not stopped.is_set():
             try:
                 reply = await http.post("/v2/models/stripes/infer", content=PIXELS, headers=RAW)
                 statuses.append(reply.status_code)
             except httpx.HTTPError:
                 statuses.append(0)
 
-    statuses, done = list[int](), asyncio.Event()
+    statuses, stopped = list[int](), asyncio.Event()
     async with httpx.AsyncClient(base_url=server.url(""), timeout=60) as http:
         tasks = [asyncio.create_task(ask(http)) for _ in range(CONNECTIONS)]
         yield statuses
-        done.set()
+        stopped.set()
         await asyncio.gather(*tasks)
 
 
 RAW = {"inference-header-content-length": "0"}
 
 
-async def more(statuses: list[int], count: int = 200) -> None:
-    """Until so many more answers have come."""
+async def wait_for_answers(statuses: list[int], count: int = 200) -> None:
+    """Wait until so many more answers have arrived."""
     until = len(statuses) + count
     async with asyncio.timeout(60):
         while len(statuses) < until:
             await asyncio.sleep(0.01)
 
 
-async def whole(server: Server, *, within_s: float) -> None:
+async def wait_until_healthy(server: Server, *, within_s: float) -> None:
     async with asyncio.timeout(within_s):
-        while not is_whole(server):
+        while not is_healthy(server):
             await asyncio.sleep(0.2)
 
 
-def test_a_killed_replica_is_not_noticed_and_replaced(server: Server) -> None:
+def test_clients_do_not_notice_a_killed_replica(server: Server) -> None:
     async def scenario() -> None:
-        await whole(server, within_s=60)
+        await wait_until_healthy(server, within_s=60)
         async with load(server) as statuses:
             for _ in range(2):
-                await more(statuses)
+                await wait_for_answers(statuses)
                 os.kill(min(processes(server, "ServeReplica")), signal.SIGKILL)
-                await whole(server, within_s=HEALED_S)
-            await more(statuses)
+                await wait_until_healthy(server, within_s=RECOVERY_S)
+            await wait_for_answers(statuses)
         assert set(statuses) == {200}
 
     asyncio.run(scenario())
 
 
-def test_a_killed_controller_is_not_noticed(server: Server) -> None:
+def test_clients_do_not_notice_a_killed_controller(server: Server) -> None:
     async def scenario() -> None:
-        await whole(server, within_s=60)
+        await wait_until_healthy(server, within_s=60)
         async with load(server) as statuses:
-            await more(statuses)
+            await wait_for_answers(statuses)
             (controller,) = processes(server, "ServeController")
             os.kill(controller, signal.SIGKILL)
             async with asyncio.timeout(60):
                 while processes(server, "ServeController") in ([], [controller]):
                     await asyncio.sleep(0.1)
-            await more(statuses)
+            await wait_for_answers(statuses)
         assert set(statuses) == {200}
 
     asyncio.run(scenario())
 
 
-def test_a_killed_ingress_comes_back(server: Server) -> None:
-    asyncio.run(whole(server, within_s=60))
+def test_a_killed_haproxy_is_restarted(server: Server) -> None:
+    asyncio.run(wait_until_healthy(server, within_s=60))
     (ingress,) = processes(server, "haproxy -db")
     os.kill(ingress, signal.SIGKILL)
 
@@ -129,11 +129,11 @@ def test_a_killed_ingress_comes_back(server: Server) -> None:
         except httpx.HTTPError:
             return False
 
-    wait_for(answers, timeout_s=HEALED_S)
+    wait_for(answers, timeout_s=RECOVERY_S)
 
 
-def test_an_overloaded_server_refuses_and_is_well_again(tmp_path: Path) -> None:
-    """Far more at once than its queue may hold: some are told to come again, none is lost."""
+def test_an_overloaded_server_rejects_requests_and_recovers(tmp_path: Path) -> None:
+    """Send more at once than the queue holds: some get 503, and every request is answered."""
     rows = 1024
     body = np.zeros((rows, STRIPES.num_pixels), np.uint8).tobytes()
     path = "/v2/models/stripes/infer"

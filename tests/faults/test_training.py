@@ -1,4 +1,4 @@
-"""What clusters do to a training run. After each, the same command ends with the same bits."""
+"""Faults during a training run. After each, the same command ends with the same bits."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.processes import Command, pipeline, wait_for
 from tests.support.ranks import on_ranks
 
 LONG = {"epochs": 80, "batch_size": 5, "checkpoint_every": 1, "deform": 0.1}
-"""Long enough to be met in mid-epoch, with a checkpoint behind it."""
+"""Settings of a run long enough to be killed in mid-epoch, after its first checkpoint."""
 
 
 @pytest.fixture
 def root(artifacts: Artifacts, tmp_path: Path) -> Path:
-    """A storage root with the dataset of the session alone."""
+    """Return a storage root that holds only the dataset of the session."""
     shutil.copytree(Path(artifacts.root, "datasets"), tmp_path / "datasets")
     return tmp_path
 
@@ -43,40 +43,41 @@ def command(root: Path, artifacts: Artifacts, settings: dict[str, Any], **env: s
     )
 
 
-def undisturbed(artifacts: Artifacts, settings: dict[str, Any]) -> RunManifest:
+def train_undisturbed(artifacts: Artifacts, settings: dict[str, Any]) -> RunManifest:
     training = RECIPES["fast"].model_copy(update=settings)
     return train(Train(root=artifacts.root, dataset=artifacts.dataset.ref, train=training))
 
 
-def assert_same(root: Path, expected: RunManifest, kept: list[bytes]) -> None:
-    """The same weights, optimizer and schedule, and metrics without a gap or a double line.
+def assert_same_run(root: Path, expected: RunManifest, kept: list[bytes]) -> None:
+    """Check the same checkpoint (weights, optimizer, schedule) and the same lines of metrics.
 
-    Of the `kept` lines of metrics.jsonl, at the fault, all but the last were not made again.
+    `kept` are the lines of metrics.jsonl at the time of the fault. All but the last must still be
+    there: those epochs were not trained again.
     """
     assert len(kept) > 1
     assert lines(root)[: len(kept) - 1] == kept[:-1]
-    found = find(Storage(str(root)), f"runs/{expected.run}", RunManifest)
-    assert found
-    assert found.checkpoint == expected.checkpoint
-    assert found.file(found.checkpoint) == expected.file(expected.checkpoint)
+    resumed = find(Storage(str(root)), f"runs/{expected.run}", RunManifest)
+    assert resumed
+    assert resumed.checkpoint == expected.checkpoint
+    assert resumed.file(resumed.checkpoint) == expected.file(expected.checkpoint)
     timeless = [
         [{k: v for k, v in line.items() if not k.endswith("_s")} for line in run.metrics]
-        for run in (found, expected)
+        for run in (resumed, expected)
     ]
     assert timeless[0] == timeless[1]
 
 
 def lines(root: Path) -> list[bytes]:
-    """What metrics.jsonl holds now; its times tell whether an epoch was made again."""
+    """Return the lines of metrics.jsonl; their times tell whether an epoch was trained again."""
     logs = (path.read_bytes() for path in root.glob("runs/*/metrics.jsonl"))
     return [line for log in logs for line in log.splitlines()]
 
 
 def workers(command: Command) -> list[int]:
-    return [int(line.split()[0]) for line in command.left() if "RayTrainWorker" in line]
+    return [int(line.split()[0]) for line in command.running() if "RayTrainWorker" in line]
 
 
-def test_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, root: Path) -> None:
+def test_a_run_survives_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, root: Path) -> None:
     settings = {**LONG, "num_workers": 2}
     run = command(root, artifacts, settings)
     with run.started() as process:
@@ -84,11 +85,11 @@ def test_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, root: Path) -> N
         kept = lines(root)
         os.kill(workers(run)[-1], signal.SIGKILL)
         assert process.wait(timeout=120) == 0
-    assert_same(root, undisturbed(artifacts, settings), kept)
+    assert_same_run(root, train_undisturbed(artifacts, settings), kept)
 
 
 @pytest.mark.slow
-def test_sigkill_of_the_driver_and_an_index_of_ray_train_cut_short(
+def test_a_run_resumes_after_sigkill_of_the_driver_and_a_truncated_ray_index(
     artifacts: Artifacts, root: Path
 ) -> None:
     run = command(root, artifacts, LONG)
@@ -96,18 +97,18 @@ def test_sigkill_of_the_driver_and_an_index_of_ray_train_cut_short(
         wait_for(lambda: len(lines(root)) > 2)
         kept = lines(root)
         process.kill()
-    # Ray's agents of the node may stay for a minute: they touch nothing of the run.
+    # Ray's agents may live for another minute, but they do not write to the run.
     wait_for(lambda: not workers(run))
     assert not list(root.glob("runs/*/manifest.json"))
     (attempt,) = root.glob("runs/*/.attempt")
     (attempt / "checkpoint_manager_snapshot.json").write_bytes(b'{"checkpo')
     assert run.run().returncode == 0
-    assert_same(root, undisturbed(artifacts, LONG), kept)
+    assert_same_run(root, train_undisturbed(artifacts, LONG), kept)
 
 
 @pytest.mark.slow
-def test_the_death_of_a_node(artifacts: Artifacts, root: Path) -> None:
-    """The node of the worker dies without a word, and another takes its place."""
+def test_a_run_survives_the_death_of_a_node(artifacts: Artifacts, root: Path) -> None:
+    """Remove the worker's node without notice; another node replaces it."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1)]
@@ -121,7 +122,7 @@ def test_the_death_of_a_node(artifacts: Artifacts, root: Path) -> None:
             nodes.append(cluster.add_node(num_cpus=1))
             cluster.remove_node(nodes[0], allow_graceful=False)
             assert process.wait(timeout=180) == 0
-        assert_same(root, undisturbed(artifacts, settings), kept)
+        assert_same_run(root, train_undisturbed(artifacts, settings), kept)
     finally:
         cluster.shutdown()
 
@@ -146,10 +147,10 @@ UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 @pytest.mark.skipif(
     not shutil.which("unshare")
     or subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode != 0,
-    reason="this machine lets nobody mount a small disk",
+    reason="mounting a tmpfs in a user namespace is not allowed on this machine",
 )
 @pytest.mark.slow
-def test_a_full_disk_while_a_checkpoint_is_written(
+def test_a_run_resumes_after_a_full_disk_at_a_checkpoint(
     artifacts: Artifacts, root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     disk, result = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("result")
@@ -157,53 +158,56 @@ def test_a_full_disk_while_a_checkpoint_is_written(
     settings = {"hidden_sizes": 800, "epochs": 6, "checkpoint_every": 1}
     run = command(disk, artifacts, settings)
     env = {"ROOT": str(disk), "DATASETS": str(root / "datasets"), "RESULT": str(result)}
-    full = Command(*UNSHARE, "sh", "-c", DISK_FULL, "sh", *run.args, env=env).run()
-    assert full.returncode == 0, full.stderr
-    assert "No space left on device" in full.stderr
-    assert "bytes are free there. Make room" in full.stderr
-    assert "Traceback" not in full.stderr
-    expected = undisturbed(artifacts, {**settings, "hidden_sizes": (800,)})
-    assert_same(result, expected, (result / "kept").read_bytes().splitlines())
+    completed = Command(*UNSHARE, "sh", "-c", DISK_FULL, "sh", *run.args, env=env).run()
+    assert completed.returncode == 0, completed.stderr
+    assert "No space left on device" in completed.stderr
+    assert "bytes are free there. Make room" in completed.stderr
+    assert "Traceback" not in completed.stderr
+    expected = train_undisturbed(artifacts, {**settings, "hidden_sizes": (800,)})
+    assert_same_run(result, expected, (result / "kept").read_bytes().splitlines())
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty, Path.unlink])
-@pytest.mark.parametrize("whole", [1, 0])
-def test_damaged_checkpoints(artifacts: Artifacts, root: Path, damage: Any, whole: int) -> None:
-    """The newest, and the one before too: then training starts anew."""
-    folder = unfinished(root, artifacts)
-    for path in sorted(folder.glob("checkpoints/*.pt"))[whole:]:
+@pytest.mark.parametrize("damage", [truncate, flip_bit, empty, Path.unlink])
+@pytest.mark.parametrize("num_intact", [1, 0])
+def test_a_run_resumes_from_the_newest_intact_checkpoint(
+    artifacts: Artifacts, root: Path, damage: Any, num_intact: int
+) -> None:
+    """Damage the newest checkpoint, or both: then training starts from scratch."""
+    folder = copy_uncommitted_run(root, artifacts)
+    for path in sorted(folder.glob("checkpoints/*.pt"))[num_intact:]:
         damage(path)
-    assert epochs_kept(root, folder, artifacts) == (3 if whole else 0)
+    assert epochs_kept(root, folder, artifacts) == (3 if num_intact else 0)
 
 
-@pytest.mark.parametrize("damage", [cut, empty, Path.unlink])
+@pytest.mark.parametrize("damage", [truncate, empty, Path.unlink])
 @pytest.mark.parametrize(("name", "kept"), [("checkpoints.json", 0), ("metrics.jsonl", None)])
-def test_a_damaged_index_or_log(
+def test_a_run_resumes_with_a_damaged_index_or_log(
     artifacts: Artifacts, root: Path, name: str, kept: int | None, damage: Any
 ) -> None:
-    folder = unfinished(root, artifacts)
+    folder = copy_uncommitted_run(root, artifacts)
     damage(folder / name)
-    found = epochs_kept(root, folder, artifacts)
-    # A log that lost its last line leaves the checkpoint before that.
-    assert found == (kept if kept is not None else 3 if damage is cut else 0)
+    if kept is None:
+        # A log that lost only its last line still matches the checkpoint before it.
+        kept = 3 if damage is truncate else 0
+    assert epochs_kept(root, folder, artifacts) == kept
 
 
-def unfinished(root: Path, artifacts: Artifacts) -> Path:
-    """A copy of the session's run, with two checkpoints, as before it was committed."""
+def copy_uncommitted_run(root: Path, artifacts: Artifacts) -> Path:
+    """Copy the session's run without its manifest, as before its commit; it has two checkpoints."""
     folder = root / "runs" / artifacts.run.run
     shutil.copytree(Path(artifacts.root, "runs", artifacts.run.run), folder)
     (folder / "manifest.json").unlink()
@@ -211,7 +215,7 @@ def unfinished(root: Path, artifacts: Artifacts) -> Path:
 
 
 def epochs_kept(root: Path, folder: Path, artifacts: Artifacts) -> int:
-    """Goes on with the run, by a worker without Ray, to the same bits; how much was there still."""
+    """Resume the run in a worker without Ray, to the same bits; return how many epochs it kept."""
     job = TrainJob(Storage(str(root)), artifacts.dataset, TRAINING, f"runs/{folder.name}", "cpu")
     (result,) = on_ranks(1, train_worker, {"job": job})
     assert [line["epoch"] for line in result["metrics"]] == [1, 2, 3, 4]

@@ -12,8 +12,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @contextmanager
-def opened(url: str, *, classes: int) -> Iterator[Page]:
-    """The page once it shows so many classes; nothing of it may fail until it is closed."""
+def open_page(url: str, *, classes: int) -> Iterator[Page]:
+    """Open the page, and yield it when it shows so many classes.
+
+    Fail if a script or a request of the page fails before it is closed.
+    """
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)

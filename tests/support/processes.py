@@ -1,4 +1,4 @@
-"""Commands of the project as a user starts them, and what they leave behind."""
+"""Commands of the project as a user starts them, and the processes that they leave behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEOUT_S = 240
 
 
 class Command:
-    """A process and all that it starts, which carry a mark in their environment."""
+    """A command. Its process and all processes that it starts carry a mark in their environment."""
 
     def __init__(self, *args: object, env: Mapping[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
@@ -33,7 +33,7 @@ class Command:
 
     @contextmanager
     def started(self, *, timeout_s: float = TIMEOUT_S) -> Iterator[subprocess.Popen[str]]:
-        """The running process, whose stderr is shown by pytest; killed after that time."""
+        """Start the process and yield it; kill it after `timeout_s`. Its stderr goes to pytest."""
         pipe = subprocess.PIPE
         with subprocess.Popen(self.args, stdout=pipe, text=True, env=self.env) as process:
             watchdog = threading.Timer(timeout_s, process.kill)
@@ -44,17 +44,17 @@ class Command:
                 watchdog.cancel()
                 process.terminate()
 
-    def left(self) -> list[str]:
-        """Command lines of the marked processes that still run."""
-        found = []
+    def running(self) -> list[str]:
+        """Return "PID COMMAND LINE" of each marked process that still runs."""
+        lines = []
         for folder in Path("/proc").iterdir():
             try:
                 if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found.append(f"{folder.name} {command}")
+                    lines.append(f"{folder.name} {command}")
             except (OSError, ValueError):
                 continue
-        return found
+        return lines
 
 
 def pipeline(*args: object, **env: str) -> Command:
@@ -62,8 +62,8 @@ def pipeline(*args: object, **env: str) -> Command:
 
 
 def wait_for(condition: Callable[[], object], *, timeout_s: float = 60) -> None:
-    """Returns when the condition holds; fails when it does not within the time."""
+    """Wait until the condition holds; fail if it does not within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        assert time.monotonic() < deadline, f"the condition does not hold after {timeout_s} s"
         time.sleep(0.05)

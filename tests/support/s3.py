@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and a way to it that fails, stalls and cuts connections."""
+"""An S3 server on loopback, and a proxy in front of it that injects faults."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyarrow import fs
 
 REPOSITORY = Path(__file__).parents[2]
 
-FEW = 1500
-"""Bytes that get through before a connection is cut or stalls."""
+CUT_BYTES = 1500
+"""Bytes that pass before the proxy cuts or stalls a connection."""
 
 Fault = Literal["none", "fail", "cut request", "cut reply", "stall"]
 
@@ -41,12 +41,12 @@ class S3:
         return f"s3://a:b@bucket/{path}?{options}"
 
     def put(self, folder: Path, path: str) -> None:
-        """Copies a folder into the bucket."""
+        """Copy a folder into the bucket."""
         source = fs.LocalFileSystem()
         fs.copy_files(str(folder), f"bucket/{path}", source, self.files)
 
     def get(self, path: str, folder: Path) -> Path:
-        """Copies what lies under a path of the bucket into a folder."""
+        """Copy the files below a path of the bucket into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         fs.copy_files(f"bucket/{path}", str(folder), self.files, fs.LocalFileSystem())
         return folder
@@ -54,14 +54,14 @@ class S3:
 
 @contextmanager
 def started() -> Iterator[S3]:
-    """moto's server, of the venv that `make test` has made for it."""
+    """Start moto's server from the venv that `make test` creates for it."""
     program = str(REPOSITORY / ".venv-others/moto/bin/moto_server")
     command = [program, "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             ready = next(line for line in process.stderr if "Running on http" in line)
-            # Else it would wait for someone to read of each request.
+            # The server logs every request; unread, the pipe would fill and block it.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             server = S3(int(re.findall(r":(\d+)", ready)[0]))
             server.files.create_dir("bucket")
@@ -72,61 +72,72 @@ def started() -> Iterator[S3]:
 
 @contextmanager
 def disturbed(server: S3, faults: Sequence[Fault]) -> Iterator[tuple[S3, Counter[Fault]]]:
-    """The same server, to which each connection has the next of these faults, over and over; and
-    how often each took effect. One that took none, as the reply was short, comes again."""
-    left, met = deque(faults), Counter[Fault]()
+    """Yield a proxy to the server, and the count of injected faults.
+
+    Each connection gets the next of the faults, in a cycle. A fault that had no effect, because
+    the transfer was too short, is repeated on the next connection.
+    """
+    remaining, injected = deque(faults), Counter[Fault]()
 
     class Connection(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            fault = left.popleft()
+            fault = remaining.popleft()
             took_effect = False
-            with suppress(OSError), socket.create_connection(("127.0.0.1", server.port)) as there:
-                took_effect = _suffer(fault, self.request, there)
-            met[fault] += took_effect
-            (left.append if took_effect or fault == "none" else left.appendleft)(fault)
+            with (
+                suppress(OSError),
+                socket.create_connection(("127.0.0.1", server.port)) as upstream,
+            ):
+                took_effect = _inject(fault, self.request, upstream)
+            injected[fault] += took_effect
+            if took_effect or fault == "none":
+                remaining.append(fault)
+            else:
+                remaining.appendleft(fault)
 
-    class Way(socketserver.ThreadingTCPServer):
+    class Proxy(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-    with Way(("127.0.0.1", 0), Connection) as way:
-        threading.Thread(target=way.serve_forever, daemon=True).start()
+    with Proxy(("127.0.0.1", 0), Connection) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
         try:
-            yield S3(way.server_address[1]), met
+            yield S3(proxy.server_address[1]), injected
         finally:
-            way.shutdown()
+            proxy.shutdown()
 
 
-def _suffer(fault: Fault, client: socket.socket, server: socket.socket) -> bool:
-    """Serves a connection with this fault; whether it took effect."""
+def _inject(fault: Fault, client: socket.socket, server: socket.socket) -> bool:
+    """Serve a connection with this fault; return whether it took effect."""
     if fault == "fail":
         client.recv(1 << 16)
         client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
         return True
     effects = list[bool]()
 
-    def carry(source: socket.socket, target: socket.socket, limit: int | None) -> None:
-        effects.append(_carry(source, target, limit))
+    def forward(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        effects.append(_forward(source, target, limit))
         if effects[-1] and fault == "stall":
-            # Until the client has had enough.
-            back.join()
+            # Stall until the client gives up and closes its side.
+            upload.join()
         for end in (server, client):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    to = FEW if fault == "cut request" else None
-    fro = FEW if fault in ("cut reply", "stall") else None
-    back = threading.Thread(target=carry, args=(client, server, to))
-    back.start()
-    carry(server, client, fro)
-    back.join()
+    upload_limit = CUT_BYTES if fault == "cut request" else None
+    download_limit = CUT_BYTES if fault in ("cut reply", "stall") else None
+    upload = threading.Thread(target=forward, args=(client, server, upload_limit))
+    upload.start()
+    forward(server, client, download_limit)
+    upload.join()
     return any(effects)
 
 
-def _carry(source: socket.socket, target: socket.socket, limit: int | None) -> bool:
-    """Carries bytes until one end closes, or so many of them; whether those were all of them."""
+def _forward(source: socket.socket, target: socket.socket, limit: int | None) -> bool:
+    """Forward up to `limit` bytes, until one end closes; return whether it was reached."""
     with suppress(OSError):
         while data := source.recv(1 << 16 if limit is None else limit):
             target.sendall(data)
-            if limit is not None and not (limit := limit - len(data)):
-                return True
+            if limit is not None:
+                limit -= len(data)
+                if not limit:
+                    return True
     return False

@@ -1,4 +1,4 @@
-"""Servers of the project as users start them, with a model whose answers can be worked out."""
+"""Servers of the project as users start them, with a model whose answers follow by hand."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tests.support.stripes_model import publish
 
 @dataclass(frozen=True)
 class Server:
+    """A running server: its process, its ready line, and the model version that it serves."""
+
     command: Command
     process: subprocess.Popen[str]
     line: str
@@ -27,7 +29,7 @@ class Server:
 
     @property
     def grpc(self) -> str:
-        """HOST:PORT of gRPC, where it was asked for."""
+        """HOST:PORT of gRPC, if the server was started with it."""
         return self.line.split("grpc://")[1].strip()
 
 
@@ -37,7 +39,7 @@ def serving(*flags: object) -> Command:
 
 @contextmanager
 def started(root: str, *flags: object, timeout_s: float = TIMEOUT_S) -> Iterator[Server]:
-    """A server of stripes/production in a process of its own, from its ready line on."""
+    """Publish the stripes model, start a server for it, and yield the server when it is ready."""
     storage = Storage(root)
     model = publish(storage)
     command = serving("--root", root, "--model", "stripes/production", "--port", "0", *flags)

@@ -1,7 +1,7 @@
-"""A real model whose answers can be worked out by hand.
+"""A small ONNX model whose answers follow by hand.
 
-It looks at images of 4 by 6: the logit of class k is `scale` times the brightness, summed, of the
-k-th third of the columns. So a white stripe over black has the logits (8, 0, 0), times `scale`.
+Images are 4 by 6. The logit of class k is `scale` times the summed brightness (0 to 1) of the k-th
+third of the columns: the image with a white first third has the logits (8, 0, 0) times `scale`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def publish(
     alias: str = "production",
     image: ImageSpec = STRIPES,
 ) -> ModelManifest:
-    """Publishes a version of the model and promotes it to `alias`; other scales, other versions."""
+    """Publish a version of the model and promote it to `alias`. Each scale is another version."""
     version = digest(name, scale, caveat, image.class_names)
     file = write_file(storage, model_folder(name, version), "model.onnx", build(scale))
     inputs, outputs = expected_tensors(image)
@@ -52,14 +52,14 @@ def publish(
 
 
 def stripe(k: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An image, uint8 (4, 6), that is white in its k-th stripe; the model says k."""
+    """Return an image, uint8 (4, 6), with a white k-th stripe; the model predicts k."""
     image = np.zeros(STRIPES.shape, np.uint8)
     image[:, 2 * k : 2 * k + 2] = PIXEL_MAX
     return image
 
 
 def build(scale: float = 1.0) -> bytes:
-    """The ONNX file."""
+    """Return the bytes of the ONNX file."""
     columns = np.arange(STRIPES.num_pixels) % STRIPES.width
     weight = (columns[:, None] // 2 == np.arange(STRIPES.num_classes)) * np.float32(scale)
     graph = helper.make_graph(

@@ -1,8 +1,8 @@
-"""The IDX format (MNIST's), gzipped or not, checked before a byte of it is trusted.
+"""The IDX file format of MNIST, gzipped or not.
 
-A header of 4 magic bytes (0, 0, type, rank) and `rank` big-endian uint32 sizes; then the values.
-Only type 0x08, uint8, is read here. Memory never follows what a header claims: content is read in
-blocks, and arrays are made of rows that `inspect` has seen to be there.
+A header of 4 magic bytes (0, 0, type, rank) and `rank` big-endian uint32 sizes, then the values.
+Only type 0x08 (uint8) is read. No memory is allocated on the word of a header: `verify` reads the
+file in chunks, and `read_rows` reads only rows that `verify` has seen to exist.
 Format: http://yann.lecun.com/exdb/mnist/ ("The IDX file format").
 """
 
@@ -24,26 +24,29 @@ from pipeline.errors import DataError
 
 UINT8 = 0x08
 
-BLOCK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
+"""Read at a time."""
 
 BOMB_BYTES = 64 << 20
+"""A gzipped file that unpacks to less is never called a bomb."""
 
 BOMB_RATIO = 100
+"""Bytes per compressed byte. Gzip reaches at most 1032; MNIST's label files have 2."""
 
 
 @dataclass(frozen=True)
 class Idx:
-    """A checked file: sizes of its axes, and sha256 of its content as it is without gzip."""
+    """The shape of a verified file, and the sha256 of its content without gzip."""
 
     shape: tuple[int, ...]
     sha256: str
 
 
 def verify(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> Idx:
-    """Reads a whole file, without keeping it, and returns what it holds.
+    """Read a whole file, chunk by chunk, and return its shape and digest.
 
     `name` is for messages; `compressed_bytes` is the size of the file as stored.
-    Raises DataError where the file is not exactly one uint8 array of this rank.
+    Raise DataError if the file is not exactly one uint8 array of this rank.
     """
     stream = content(file)
     gzipped = stream is not file
@@ -58,9 +61,9 @@ def verify(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> Id
             )
         sha256 = hashlib.sha256(header)
         left = expected
-        while left and (block := stream.read(min(left, BLOCK_BYTES))):
-            sha256.update(block)
-            left -= len(block)
+        while left and (chunk := stream.read(min(left, CHUNK_BYTES))):
+            sha256.update(chunk)
+            left -= len(chunk)
         trailing = stream.read(1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
@@ -73,42 +76,44 @@ def verify(file: BinaryIO, *, name: str, rank: int, compressed_bytes: int) -> Id
         )
     if trailing:
         raise DataError(
-            f"{name} goes on after the {expected} values that its header says ({_times(shape)}). "
-            "Remove the trailing bytes or fetch it again."
+            f"{name} continues after the {expected} values that its header says "
+            f"({_times(shape)}). Remove the trailing bytes or fetch it again."
         )
     return Idx(shape, sha256.hexdigest())
 
 
 def content(file: BinaryIO) -> BinaryIO:
-    """The file at its beginning, without gzip if it has that."""
+    """Return the content of a file that is at its beginning, unpacked if it is gzipped."""
     gzipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if not gzipped:
         return file
-    # gzip asks for a few KiB at a time: each would be a request to an object store.
-    buffered = io.BufferedReader(cast(io.RawIOBase, file), BLOCK_BYTES)
+    # GzipFile reads a few KiB at a time. Unbuffered, each would be a request to an object store.
+    buffered = io.BufferedReader(cast(io.RawIOBase, file), CHUNK_BYTES)
     return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
 
 
 def read_rows(
     content: BinaryIO, *, name: str, shape: tuple[int, ...], start: int, stop: int
 ) -> UInt8Array:
-    """Rows start..stop, uint8 (stop - start, ...), of the content of a file that `inspect` found
-    whole."""
+    """Return rows start..stop of a verified file: uint8 (stop - start, *shape[1:]).
+
+    Raise DataError if they are no longer there.
+    """
     row_bytes = prod(shape[1:])
     size = (stop - start) * row_bytes
     try:
         content.seek(4 + 4 * len(shape) + start * row_bytes)
-        data = content.read(size)
+        values = content.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        data = b""
-    if len(data) != size:
+        values = b""
+    if len(values) != size:
         raise DataError(f"{name} was changed while it was read. Run again when it is finished.")
-    return np.frombuffer(data, np.uint8).reshape(stop - start, *shape[1:])
+    return np.frombuffer(values, np.uint8).reshape(stop - start, *shape[1:])
 
 
 def encode(array: UInt8Array) -> bytes:
-    """The IDX file that holds a uint8 array."""
+    """Return the IDX file of a uint8 array."""
     header = struct.pack(f">2x2B{array.ndim}I", UINT8, array.ndim, *array.shape)
     return header + array.tobytes()
 
@@ -121,12 +126,12 @@ def _parse(header: bytes, *, name: str, rank: int) -> tuple[int, ...]:
         )
     if header[2] != UINT8:
         raise DataError(
-            f"{name} has the IDX type 0x{header[2]:02x}, but only 0x08 (uint8) is read here."
+            f"{name} has the IDX type 0x{header[2]:02x}, but only 0x08 (uint8) is supported."
         )
     if header[3] != rank:
-        what = {1: "labels", 3: "images"}[rank]
+        kind = {1: "labels", 3: "images"}[rank]
         raise DataError(
-            f"{name} has {header[3]} axes, but {what} have {rank}. Are images and labels swapped?"
+            f"{name} has {header[3]} axes, but {kind} have {rank}. Are images and labels swapped?"
         )
     if len(header) < 4 + 4 * rank:
         raise DataError(f"{name} ends within its header. Fetch it again.")

@@ -83,7 +83,7 @@ def open_image_folder(
     try:
         height, width = decode_grayscale(storage.read(paths[0])).shape
     except DataError as error:
-        raise DataError(f"{storage.name(paths[0])}: {error}") from None
+        raise DataError(f"{storage.display(paths[0])}: {error}") from None
     labels = {name: label for label, name in enumerate(classes or ())}
     parts = []
     # A part goes to each task that needs some of it, so it must not name all of them.

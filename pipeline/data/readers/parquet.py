@@ -53,7 +53,7 @@ class ParquetReader:
 
     def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> RowBatch:
         used = [IMAGE] + [ID] * self.own_ids + [LABEL] * self.labelled
-        with _named(self.storage.name(self.entry.path)):
+        with _named(self.storage.display(self.entry.path)):
             table = _open_stream(self, tuple(dict.fromkeys([*used, *columns]))).read(begin, end)
             reasons = dict[int, str]()
             ids: Int64Array = np.arange(first + begin, first + end, dtype=np.int64)
@@ -71,7 +71,7 @@ def _open_stream(rows: ParquetReader, columns: tuple[str, ...]) -> ParquetStream
     # What is open stays what it is, whatever comes to stand under its name.
     require_unchanged(rows)
     if ranges.missing:
-        name = rows.storage.name(rows.entry.path)
+        name = rows.storage.display(rows.entry.path)
         raise DataError(f"{name} has no column {ranges.missing[0]!r}.")
     return ranges
 
@@ -81,7 +81,7 @@ def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> 
 
     Raises DataError, naming the file, where it does not.
     """
-    name, fingerprint = storage.name(path), storage.fingerprint(path)
+    name, fingerprint = storage.display(path), storage.fingerprint(path)
     with storage.open(path) as file, _named(name):
         parquet = open_file(file)
         schema, rows = parquet.schema_arrow, int(parquet.metadata.num_rows)

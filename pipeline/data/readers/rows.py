@@ -1,7 +1,7 @@
-"""Rows of images in files of any kind that is known here, read by ranges, with what is wrong apart.
+"""Rows of images, read by ranges from files of any supported format.
 
-A `Part` is a file, or some pictures of a folder; `Rows` are the parts in order. Preprocessing and
-scoring read all they read through these.
+A `Reader` reads the rows of one file, or of some image files of a folder. `Rows` are the readers of
+a split or of a scoring input, in order. Preprocessing and scoring read all their input as `Rows`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 
 
 class RejectedRow(NamedTuple):
-    """A row that is of no use, by its id, and why."""
+    """The id of a row that cannot be used, and the reason."""
 
     id: int
     reason: str
@@ -28,151 +28,185 @@ class RejectedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows in order: ids int64 (N,), images uint8 (N, height, width), labels int64 (N,) if any.
+    """Rows in order: ids int64 (N,), images uint8 (N, height, width), labels int64 (N,) or None.
 
-    `columns` are others that were asked for; `bad` are rows of the range that are not in N.
+    `columns` are the other columns that were asked for, of N rows each. `rejects` are the rows of
+    the range that cannot be used: they are not among the N.
     """
 
     ids: Int64Array
     images: UInt8Array
     labels: Int64Array | None = None
     columns: pa.Table = field(default_factory=lambda: pa.table({}))
-    bad: tuple[RejectedRow, ...] = ()
+    rejects: tuple[RejectedRow, ...] = ()
 
     def drop(self, reasons: Mapping[int, str]) -> RowBatch:
-        """The same without the rows at these positions, which are bad for these reasons."""
+        """Return the batch with the rows at these positions moved to `rejects`."""
         if not reasons:
             return self
         keep = np.ones(len(self.ids), bool)
         keep[list(reasons)] = False
-        bad = tuple(RejectedRow(int(self.ids[at]), reasons[at]) for at in sorted(reasons))
+        rejects = tuple(RejectedRow(int(self.ids[row]), reasons[row]) for row in sorted(reasons))
         return RowBatch(
             self.ids[keep],
             self.images[keep],
             None if self.labels is None else self.labels[keep],
             self.columns.filter(pa.array(keep)) if self.columns.num_columns else self.columns,
-            (*self.bad, *bad),
+            (*self.rejects, *rejects),
         )
 
 
 class Reader(Protocol):
-    """Rows of one file, or of pictures of a folder: `entry` has their number and their digest."""
+    """A reader of the rows of one file, or of some image files of a folder.
+
+    Readers are pickled and sent to Ray's tasks, so they hold paths, not open files.
+    """
 
     @property
-    def storage(self) -> Storage: ...
+    def storage(self) -> Storage:
+        """Where the file is."""
+        ...
 
     @property
-    def entry(self) -> FileEntry: ...
+    def entry(self) -> FileEntry:
+        """The path, size, sha256 and number of rows of the file."""
+        ...
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        ...
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """That of when it was opened."""
+        """The fingerprint of the file when the reader was made."""
         ...
 
-    def current_fingerprint(self) -> Fingerprint: ...
+    def current_fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of the file as it is now."""
+        ...
 
-    def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> RowBatch:
-        """A range of the rows; those without ids of their own have `first` + their position."""
+    def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
+        """Return rows begin..end, with these additional columns.
+
+        `first_id` is the id of row 0, for files whose rows have no ids of their own. Rows that
+        cannot be decoded are returned as `rejects`. Raise DataError if the file is damaged, was
+        changed, or lacks a column; FileNotFoundError if it was removed.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of some parts, which have images of one size; the first position is `first_id`."""
+    """The rows of several readers, in order; all images have one size.
 
-    parts: tuple[Reader, ...]
+    The id of the first row is `first_id`, for files whose rows have no ids of their own.
+    """
+
+    readers: tuple[Reader, ...]
     first_id: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.parts[0].shape
+        return self.readers[0].shape
 
     @property
     def num_rows(self) -> int:
-        return sum(part.entry.rows or 0 for part in self.parts)
+        return sum(reader.entry.rows or 0 for reader in self.readers)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        return tuple(part.entry for part in self.parts)
+        return tuple(reader.entry for reader in self.readers)
 
     @property
     def local_paths(self) -> set[str]:
-        """Where the parts lie, of those that are no objects of a store."""
-        local = (part for part in self.parts if part.storage.is_local)
-        return {part.storage.uri(part.entry.path) for part in local}
+        """The paths of the files that are on a local disk, not in an object store."""
+        local = (reader for reader in self.readers if reader.storage.is_local)
+        return {reader.storage.uri(reader.entry.path) for reader in local}
 
     def read(self, start: int, stop: int, columns: Sequence[str] = ()) -> RowBatch:
-        """Rows of a range over all parts."""
-        blocks, first = list[RowBatch](), 0
-        for part in self.parts:
-            rows = part.entry.rows or 0
-            begin, end = max(start - first, 0), min(stop - first, rows)
+        """Return rows start..stop, counted over all readers.
+
+        Raise DataError if a file was changed or removed since it was opened.
+        """
+        batches = list[RowBatch]()
+        # The number of the rows in the readers before this one.
+        first = 0
+        for reader in self.readers:
+            rows = reader.entry.rows or 0
+            begin = max(start - first, 0)
+            end = min(stop - first, rows)
             if begin < end:
                 try:
-                    blocks.append(part.read(begin, end, self.first_id + first, columns))
+                    batches.append(reader.read(begin, end, self.first_id + first, columns))
                 except FileNotFoundError:
-                    raise source_changed_error(part.storage.name(part.entry.path)) from None
+                    name = reader.storage.display(reader.entry.path)
+                    raise source_changed_error(name) from None
             first += rows
-        return concat_batches(blocks)
+        return concat_batches(batches)
 
     def slice(self, start: int, stop: int) -> tuple[Rows, int]:
-        """The parts that hold a range, and where it begins in them."""
-        kept, first, before = list[Reader](), 0, 0
-        for part in self.parts:
-            rows = part.entry.rows or 0
+        """Return only the readers that hold rows start..stop, and the position of `start` in them.
+
+        A task is sent the readers of its partitions, not those of the whole source.
+        """
+        kept = list[Reader]()
+        first = 0
+        rows_before = 0
+        for reader in self.readers:
+            rows = reader.entry.rows or 0
             if first + rows <= start:
-                before += rows
+                rows_before += rows
             elif first < stop:
-                kept.append(part)
+                kept.append(reader)
             first += rows
-        return Rows(tuple(kept), self.first_id + before), start - before
+        return Rows(tuple(kept), self.first_id + rows_before), start - rows_before
 
     def require_unchanged(self) -> None:
-        """DataError where a part is no longer what was opened."""
-        for part in self.parts:
-            require_unchanged(part)
+        """Raise DataError if a file was changed since it was opened."""
+        for reader in self.readers:
+            require_unchanged(reader)
 
 
-def concat_batches(blocks: Sequence[RowBatch]) -> RowBatch:
-    """The rows of all blocks, in their order."""
-    if len(blocks) == 1:
-        return blocks[0]
-    labels = [block.labels for block in blocks if block.labels is not None]
+def concat_batches(batches: Sequence[RowBatch]) -> RowBatch:
+    """Return the rows of all batches, in order. Raise DataError if their columns do not match."""
+    if len(batches) == 1:
+        return batches[0]
+    labels = [batch.labels for batch in batches if batch.labels is not None]
     try:
         columns = pa.concat_tables(
-            [block.columns for block in blocks], promote_options="permissive"
+            [batch.columns for batch in batches], promote_options="permissive"
         )
     except pa.ArrowException as error:
         raise DataError(f"Columns of the input differ from file to file: {error}.") from None
     return RowBatch(
-        np.concatenate([block.ids for block in blocks]),
-        np.concatenate([block.images for block in blocks]),
+        np.concatenate([batch.ids for batch in batches]),
+        np.concatenate([batch.images for batch in batches]),
         np.concatenate(labels) if labels else None,
         columns,
-        tuple(bad for block in blocks for bad in block.bad),
+        tuple(row for batch in batches for row in batch.rejects),
     )
 
 
-def require_unchanged(part: Reader) -> None:
-    """DataError where a part is no longer what was opened."""
-    if part.current_fingerprint() != part.fingerprint:
-        raise source_changed_error(part.storage.name(part.entry.path))
+def require_unchanged(reader: Reader) -> None:
+    """Raise DataError if the reader's file was changed since it was opened."""
+    if reader.current_fingerprint() != reader.fingerprint:
+        raise source_changed_error(reader.storage.display(reader.entry.path))
 
 
 def source_changed_error(name: str) -> DataError:
-    """The error that what has this name is no longer what was opened."""
+    """Return the error for a file that was changed or removed since it was opened."""
     return DataError(f"{name} was changed while it was read. Run again when it is finished.")
 
 
-def require_one_shape(parts: Sequence[Reader]) -> None:
-    """DataError where images of the parts are of several sizes."""
-    for part in parts:
-        if part.shape != parts[0].shape:
-            sizes = [f"{height} x {width}" for height, width in (parts[0].shape, part.shape)]
+def require_one_shape(readers: Sequence[Reader]) -> None:
+    """Raise DataError if the readers' images differ in size."""
+    first = readers[0]
+    for reader in readers:
+        if reader.shape != first.shape:
+            sizes = [f"{height} x {width}" for height, width in (first.shape, reader.shape)]
             raise DataError(
-                f"{parts[0].storage.name(parts[0].entry.path)} has images of {sizes[0]}, but "
-                f"{part.storage.name(part.entry.path)} of {sizes[1]}. All must be of one size."
+                f"{first.storage.display(first.entry.path)} has images of {sizes[0]}, but "
+                f"{reader.storage.display(reader.entry.path)} of {sizes[1]}. All must be of one "
+                "size."
             )

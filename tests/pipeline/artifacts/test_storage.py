@@ -76,7 +76,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
 def test_options_and_credentials_of_a_uri_stay_out_of_paths_and_messages() -> None:
     storage = Storage("s3://key:secret@bucket/root?region=eu-west-1")
     assert storage.uri("runs/a") == "s3://key:secret@bucket/root/runs/a?region=eu-west-1"
-    assert storage.name("runs/a") == "s3://bucket/root/runs/a"
+    assert storage.display("runs/a") == "s3://bucket/root/runs/a"
     assert "secret" not in repr(storage)
 
 

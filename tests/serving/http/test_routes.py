@@ -38,7 +38,7 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> ModelWatcher:
 
 @pytest.fixture(scope="module")
 def predictor(watcher: ModelWatcher) -> Predictor:
-    return watcher.served.predictor
+    return watcher.current.predictor
 
 
 def serve(root: str, **model: Any) -> ModelWatcher:
@@ -114,8 +114,8 @@ def test_a_model_that_fails_its_self_test_is_not_ready(tmp_path: Path, path: str
             raise OSError("the device is gone")
 
     watcher = serve(str(tmp_path))
-    broken = Nothing(Storage(str(tmp_path)), watcher.served.model)
-    watcher.served = LoadedModel(broken, watcher.served.batcher)
+    broken = Nothing(Storage(str(tmp_path)), watcher.current.model)
+    watcher.current = LoadedModel(broken, watcher.current.batcher)
     response = Client(build_routes(watcher, settings("unused"))).get(path)
     assert "fails its self-test" in error(response, 503)
     assert response.headers["retry-after"] == "1"
@@ -201,7 +201,7 @@ def test_a_wrong_method_is_told_the_right_one(client: Client) -> None:
     ("path", "content", "status", "message"),
     [
         ("/predict", b"", 400, "empty"),
-        ("/predict", b"GIF89a", 415, "no PNG and no JPEG"),
+        ("/predict", b"GIF89a", 415, "neither a PNG nor a JPEG"),
         ("/predict", png(np.zeros((28, 28), np.uint8)), 422, "blank"),
         ("/predict", png(stripe(0))[:50], 422, "damaged"),
         ("/v2/models/stripes/infer", b"{", 400, "not JSON"),
@@ -377,9 +377,9 @@ def test_statistics_count_requests_and_calls_of_the_model(tmp_path: Path) -> Non
 @pytest.mark.parametrize("raw", [False, True])
 def test_an_overloaded_server_asks_to_come_again(tmp_path: Path, raw: bool) -> None:
     watcher = serve(str(tmp_path))
-    predictor = watcher.served.predictor
+    predictor = watcher.current.predictor
     batcher = Batcher(predictor.predict, max_batch_rows=4, max_queue_rows=2)
-    watcher.served = LoadedModel(predictor, batcher)
+    watcher.current = LoadedModel(predictor, batcher)
     client = Client(build_routes(watcher, settings("unused")))
     images = np.zeros((3, *STRIPES.shape), np.uint8)
     headers = {"Inference-Header-Content-Length": "0"}
@@ -398,7 +398,7 @@ def test_what_is_asked_in_vain_is_counted_under_few_names(tmp_path: Path) -> Non
         client.get(f"/{number}")
         client.get(f"/v2/models/{number}")
         client.request(f"M{number}", "/predict")
-    found = watcher.served.batcher.statistics.errors
+    found = watcher.current.batcher.statistics.errors
     assert found == {"AddressUnknown": 50, "ModelUnknown": 50, "MethodUnknown": 50}
 
 
@@ -408,7 +408,7 @@ def test_a_bug_shows_no_trace_to_clients(tmp_path: Path) -> None:
 
     watcher = serve(str(tmp_path))
     batcher = Batcher(broken, max_batch_rows=4, max_queue_rows=16)
-    watcher.served = LoadedModel(watcher.served.predictor, batcher)
+    watcher.current = LoadedModel(watcher.current.predictor, batcher)
     client = Client(build_routes(watcher, settings("unused")))
     assert "secret" not in error(client.post("/predict", content=png(stripe(0))), 500)
 

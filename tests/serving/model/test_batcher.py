@@ -1,4 +1,4 @@
-"""The model here says of each row its number, so no mix-up can hide."""
+"""Dynamic batching. The model here predicts the number of each row, so any mix-up shows."""
 
 import asyncio
 import threading
@@ -16,23 +16,23 @@ from serving.model.batcher import Batcher
 
 POISON = 255
 FATES = {("fails", RuntimeError), ("leaves", asyncio.CancelledError)}
-"""How a request may end that is not answered."""
+"""Endings of a request that gets no answer, and the exception of each."""
 
 
 def rows(first: int, count: int) -> UInt8Array:
-    """Rows (count, 2, 1) numbered from `first` on, in two bytes each."""
+    """Return images (count, 2, 1): the numbers from `first` on, in base 250, two digits each."""
     numbers = np.arange(first, first + count)
     return np.stack([numbers // 250, numbers % 250], axis=1).astype(np.uint8)[:, :, None]
 
 
-def numbers(images: UInt8Array) -> Predictions:
-    """Of each row its number, and twice that as its only probability."""
-    found = images[:, 0, 0].astype(np.int64) * 250 + images[:, 1, 0]
-    return Predictions(found[:, None].astype(np.float32) * 2, found)
+def predict_numbers(images: UInt8Array) -> Predictions:
+    """Predict the number of each row, and twice that as its only probability."""
+    prediction = images[:, 0, 0].astype(np.int64) * 250 + images[:, 1, 0]
+    return Predictions(prediction[:, None].astype(np.float32) * 2, prediction)
 
 
 class Model:
-    """Records the rows of its calls; fails on poison; once `gate` is there, waits for it."""
+    """Records the rows of its calls, and fails on POISON. Waits for `gate` if it is set."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -44,10 +44,10 @@ class Model:
             assert self.gate.wait(10)
         if (images == POISON).any():
             raise RuntimeError("poison")
-        return numbers(images)
+        return predict_numbers(images)
 
 
-def batcher(
+def new_batcher(
     model: Callable[[UInt8Array], Predictions],
     *,
     max_batch_rows: int = 8,
@@ -62,122 +62,126 @@ def batcher(
     )
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
 
 
-def check(predictions: Predictions, first: int, count: int) -> None:
+def assert_predictions_of(predictions: Predictions, first: int, count: int) -> None:
     expected = np.arange(first, first + count)
     np.testing.assert_array_equal(predictions.prediction, expected)
     np.testing.assert_array_equal(predictions.probabilities, expected[:, None] * 2)
 
 
-async def busy(model: Model, batcher: Batcher) -> "asyncio.Task[Predictions]":
-    """A request of one row that the model is at, and stays at until its gate opens."""
+async def occupy(model: Model, queue: Batcher) -> "asyncio.Task[Predictions]":
+    """Send a request of one row, which keeps the model busy until its gate opens."""
     model.gate = threading.Event()
-    first = asyncio.create_task(batcher.predict(rows(0, 1)))
-    await until(lambda: len(model.calls) == 1)
+    first = asyncio.create_task(queue.predict(rows(0, 1)))
+    await wait_until(lambda: len(model.calls) == 1)
     return first
 
 
 @pytest.mark.parametrize("inline_rows", [0, 3])
-def test_a_lone_request_runs_at_once(inline_rows: int) -> None:
+def test_a_single_request_runs_at_once(inline_rows: int) -> None:
     model = Model()
-    check(asyncio.run(batcher(model, inline_rows=inline_rows).predict(rows(7, 3))), 7, 3)
+    assert_predictions_of(
+        asyncio.run(new_batcher(model, inline_rows=inline_rows).predict(rows(7, 3))), 7, 3
+    )
     assert model.calls == [3]
 
 
-def test_what_comes_together_runs_together() -> None:
+def test_requests_that_arrive_together_run_in_one_batch() -> None:
     async def scenario() -> None:
-        asked = (queue.predict(rows(k, 1)) for k in range(6))
-        for k, answer in enumerate(await asyncio.gather(*asked)):
-            check(answer, k, 1)
+        pending = (queue.predict(rows(k, 1)) for k in range(6))
+        for k, answer in enumerate(await asyncio.gather(*pending)):
+            assert_predictions_of(answer, k, 1)
 
     model = Model()
-    queue = batcher(model, inline_rows=8)
+    queue = new_batcher(model, inline_rows=8)
     asyncio.run(scenario())
     assert model.calls == [6]
 
 
-def test_what_waits_for_a_busy_model_runs_together() -> None:
+def test_requests_that_wait_for_a_busy_model_run_in_one_batch() -> None:
     async def scenario() -> None:
-        first = await busy(model, queue)
+        first = await occupy(model, queue)
         others = [asyncio.create_task(queue.predict(rows(k, 1))) for k in range(1, 6)]
-        await until(lambda: queue.waiting_rows == 5)
+        await wait_until(lambda: queue.waiting_rows == 5)
         assert model.gate is not None
         model.gate.set()
         for k, task in enumerate([first, *others]):
-            check(await task, k, 1)
+            assert_predictions_of(await task, k, 1)
 
     model = Model()
-    queue = batcher(model)
+    queue = new_batcher(model)
     asyncio.run(scenario())
     assert model.calls == [1, 5]
 
 
-def test_a_request_larger_than_a_batch_takes_several() -> None:
+def test_a_request_larger_than_a_batch_takes_several_batches() -> None:
     model = Model()
-    check(asyncio.run(batcher(model).predict(rows(0, 20))), 0, 20)
+    assert_predictions_of(asyncio.run(new_batcher(model).predict(rows(0, 20))), 0, 20)
     assert model.calls == [8, 8, 4]
 
 
-def test_a_full_queue_refuses_and_recovers() -> None:
+def test_a_full_queue_rejects_requests_and_recovers() -> None:
     async def scenario() -> None:
-        first = await busy(model, queue)
+        first = await occupy(model, queue)
         waiting = asyncio.create_task(queue.predict(rows(1, 3)))
-        await until(lambda: queue.waiting_rows == 3)
-        with pytest.raises(Overloaded, match="3 rows wait, and 2 more would pass its bound of 4"):
+        await wait_until(lambda: queue.waiting_rows == 3)
+        with pytest.raises(
+            Overloaded, match="3 rows wait, and 2 more would exceed the queue's limit of 4"
+        ):
             await queue.predict(rows(9, 2))
         last = asyncio.create_task(queue.predict(rows(4, 1)))
-        await until(lambda: queue.waiting_rows == 4)
+        await wait_until(lambda: queue.waiting_rows == 4)
         assert model.gate is not None
         model.gate.set()
-        check(await first, 0, 1)
-        check(await waiting, 1, 3)
-        check(await last, 4, 1)
-        check(await queue.predict(rows(5, 4)), 5, 4)
+        assert_predictions_of(await first, 0, 1)
+        assert_predictions_of(await waiting, 1, 3)
+        assert_predictions_of(await last, 4, 1)
+        assert_predictions_of(await queue.predict(rows(5, 4)), 5, 4)
 
     model = Model()
-    queue = batcher(model, max_queue_rows=4)
+    queue = new_batcher(model, max_queue_rows=4)
     asyncio.run(scenario())
 
 
-def test_a_cancelled_request_leaves_the_queue_and_its_room() -> None:
+def test_a_cancelled_request_frees_its_room_in_the_queue() -> None:
     async def scenario() -> None:
-        first = await busy(model, queue)
-        gone = asyncio.create_task(queue.predict(rows(1, 4)))
-        await until(lambda: queue.waiting_rows == 4)
-        gone.cancel()
-        await until(gone.done)
+        first = await occupy(model, queue)
+        cancelled = asyncio.create_task(queue.predict(rows(1, 4)))
+        await wait_until(lambda: queue.waiting_rows == 4)
+        cancelled.cancel()
+        await wait_until(cancelled.done)
         assert queue.waiting_rows == 0
         other = asyncio.create_task(queue.predict(rows(5, 4)))
-        await until(lambda: queue.waiting_rows == 4)
+        await wait_until(lambda: queue.waiting_rows == 4)
         assert model.gate is not None
         model.gate.set()
-        check(await first, 0, 1)
-        check(await other, 5, 4)
+        assert_predictions_of(await first, 0, 1)
+        assert_predictions_of(await other, 5, 4)
 
     model = Model()
-    queue = batcher(model, max_queue_rows=4)
+    queue = new_batcher(model, max_queue_rows=4)
     asyncio.run(scenario())
     assert model.calls == [1, 4]
 
 
 @pytest.mark.parametrize("inline_rows", [0, 8])
-def test_a_request_that_fails_does_not_fail_its_neighbours(inline_rows: int) -> None:
+def test_a_failing_request_does_not_fail_others_in_its_batch(inline_rows: int) -> None:
     async def scenario() -> None:
         poison = np.full((2, 2, 1), POISON, np.uint8)
-        asked = (queue.predict(images) for images in (rows(1, 3), poison, rows(4, 3), rows(7, 8)))
-        first, failing, second, later = await asyncio.gather(*asked, return_exceptions=True)
+        pending = (queue.predict(images) for images in (rows(1, 3), poison, rows(4, 3), rows(7, 8)))
+        first, failing, second, later = await asyncio.gather(*pending, return_exceptions=True)
         assert isinstance(failing, RuntimeError)
         for answer, begin, count in ((first, 1, 3), (second, 4, 3), (later, 7, 8)):
             assert isinstance(answer, Predictions)
-            check(answer, begin, count)
+            assert_predictions_of(answer, begin, count)
 
     model = Model()
-    queue = batcher(model, inline_rows=inline_rows)
+    queue = new_batcher(model, inline_rows=inline_rows)
     asyncio.run(scenario())
 
 
@@ -212,12 +216,12 @@ def test_any_mix_of_requests_gets_exactly_its_own_rows(
         answers = await asyncio.gather(*(task for task, *_ in tasks), return_exceptions=True)
         for answer, (_, begin, count, fate) in zip(answers, tasks, strict=True):
             if isinstance(answer, Predictions):
-                check(answer, begin, count)
+                assert_predictions_of(answer, begin, count)
             else:
                 assert (fate, type(answer)) in FATES
 
     model = Model()
-    queue = batcher(model, max_batch_rows=max_batch_rows, inline_rows=inline_rows)
+    queue = new_batcher(model, max_batch_rows=max_batch_rows, inline_rows=inline_rows)
     asyncio.run(scenario())
     queue.close()
     assert all(0 < size <= max_batch_rows for size in model.calls)

@@ -18,20 +18,23 @@ from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
 from serving.model.image_input import read_image
 from tests.support.stripes_model import STRIPES, stripe
 
-GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+GRAY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held."""
 
 
-def pixels_of(data: bytes, image: ImageSpec) -> UInt8Array:
-    return read_image(data, image).pixels
+def pixels_of(body: bytes, image: ImageSpec) -> UInt8Array:
+    return read_image(body, image).pixels
 
 
-IEND = 12
-"""Bytes of the last chunk, after which all pixels have been checked."""
+IEND_BYTES = 12
+"""Size of a PNG's last chunk. All pixels have been checked before it."""
 
 
-def png(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def png(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -39,22 +42,24 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def with_header(width: int, height: int) -> bytes:
-    whole = png(Image.fromarray(GREY))
+def png_with_size(width: int, height: int) -> bytes:
+    """Return a PNG of 6 by 4 pixels whose header says another size."""
+    whole = png(Image.fromarray(GRAY))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return PNG + header + whole[33:]
 
 
-def test_grey_comes_through_unchanged() -> None:
-    pixels = pixels_of(png(Image.fromarray(GREY)), STRIPES)
+def test_a_grayscale_png_is_read_unchanged() -> None:
+    pixels = pixels_of(png(Image.fromarray(GRAY)), STRIPES)
     assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, GREY)
+    np.testing.assert_array_equal(pixels, GRAY)
 
 
-def test_an_interlaced_picture_is_one_like_others() -> None:
+def test_an_interlaced_png_is_read() -> None:
     rows = bytes(64 * 48)
-    wide = STRIPES.__class__(height=48, width=64, class_names=("a",))
+    large = ImageSpec(height=48, width=64, class_names=("a",))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, 1))
+    # The seven passes of Adam7: first column and row, then steps (PNG 1.2, 2.6).
     passes = b"".join(
         (b"\0" + rows[: -(-(64 - x) // dx)]) * -(-(48 - y) // dy)
         for x, y, dx, dy in [
@@ -68,69 +73,69 @@ def test_an_interlaced_picture_is_one_like_others() -> None:
         ]
     )
     data = PNG + header + chunk(b"IDAT", zlib.compress(passes)) + chunk(b"IEND", b"")
-    assert not pixels_of(data, wide).any()
+    assert not pixels_of(data, large).any()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
-def test_every_kind_of_picture_becomes_grey(mode: str) -> None:
-    picture = Image.fromarray(stripe(1)).convert(mode)
-    np.testing.assert_array_equal(pixels_of(png(picture), STRIPES), stripe(1))
+def test_every_colour_mode_becomes_grayscale(mode: str) -> None:
+    image = Image.fromarray(stripe(1)).convert(mode)
+    np.testing.assert_array_equal(pixels_of(png(image), STRIPES), stripe(1))
 
 
-def test_of_16_bits_the_upper_8_are_taken() -> None:
-    picture = Image.fromarray(GREY.astype(np.uint16) * 257)
-    assert picture.mode == "I;16"
-    np.testing.assert_array_equal(pixels_of(png(picture), STRIPES), GREY)
+def test_16_bit_pixels_keep_their_upper_8_bits() -> None:
+    image = Image.fromarray(GRAY.astype(np.uint16) * 257)
+    assert image.mode == "I;16"
+    np.testing.assert_array_equal(pixels_of(png(image), STRIPES), GRAY)
 
 
-def test_what_is_transparent_is_black() -> None:
-    picture = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
-    picture.putpixel((2, 1), (255, 255, 255, 128))
-    pixels = pixels_of(png(picture), STRIPES)
+def test_transparent_pixels_become_black() -> None:
+    image = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
+    image.putpixel((2, 1), (255, 255, 255, 128))
+    pixels = pixels_of(png(image), STRIPES)
     assert pixels[1, 2] == 128
     assert pixels.sum() == 128
 
 
-def test_dark_ink_on_a_transparent_ground_is_ink() -> None:
-    picture = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
-    picture.paste((0, 0, 0, 255), (2, 0, 4, 4))
-    np.testing.assert_array_equal(pixels_of(png(picture), STRIPES), stripe(1))
+def test_dark_ink_on_a_transparent_background_is_ink() -> None:
+    image = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (2, 0, 4, 4))
+    np.testing.assert_array_equal(pixels_of(png(image), STRIPES), stripe(1))
 
 
-def test_a_transparent_colour_of_a_palette_is_ground() -> None:
-    picture = Image.fromarray(stripe(1)).convert("P")
-    np.testing.assert_array_equal(pixels_of(png(picture, transparency=0), STRIPES), stripe(1))
+def test_a_transparent_palette_colour_is_background() -> None:
+    image = Image.fromarray(stripe(1)).convert("P")
+    np.testing.assert_array_equal(pixels_of(png(image, transparency=0), STRIPES), stripe(1))
 
 
-def test_of_an_animation_the_first_frame_is_taken() -> None:
+def test_the_first_frame_of_an_animation_is_read() -> None:
     frames = [Image.fromarray(stripe(k)) for k in range(3)]
     data = png(frames[0], save_all=True, append_images=frames[1:])
     np.testing.assert_array_equal(pixels_of(data, STRIPES), stripe(0))
 
 
 @pytest.mark.parametrize("size", [(0, 0), (65535, 65535), (MAX_PIXELS + 1, 1), (2**31, 2**31)])
-def test_a_size_beyond_the_bound_is_refused_unread(size: tuple[int, int]) -> None:
+def test_an_image_beyond_the_size_limit_is_rejected_unread(size: tuple[int, int]) -> None:
     with pytest.raises(ImageInvalid, match=f"{size[0]} wide and {size[1]} high, but one may have"):
-        read_image(with_header(*size), STRIPES)
+        read_image(png_with_size(*size), STRIPES)
 
 
 def test_a_second_header_does_not_change_the_size() -> None:
     huge = chunk(b"IHDR", struct.pack(">IIBBBBB", 65535, 65535, 8, 0, 0, 0, 0))
-    good = png(Image.fromarray(GREY))
+    good = png(Image.fromarray(GRAY))
     with pytest.raises(ImageInvalid):
         pixels_of(good[:33] + huge + good[33:], STRIPES)
 
 
 def test_a_jpeg_is_read() -> None:
-    found = pixels_of(png(Image.fromarray(stripe(2)), "JPEG", quality=100), STRIPES)
-    assert np.abs(found.astype(int) - stripe(2)).max() < 16
+    pixels = pixels_of(png(Image.fromarray(stripe(2)), "JPEG", quality=100), STRIPES)
+    assert np.abs(pixels.astype(int) - stripe(2)).max() < 16
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_is_turned_as_its_camera_says(orientation: int) -> None:
+def test_a_photograph_is_rotated_as_its_exif_data_say(orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    photograph = png(Image.fromarray(np.kron(GREY, np.ones((8, 8), np.uint8))), "JPEG", exif=exif)
+    exif[ORIENTATION] = orientation
+    photograph = png(Image.fromarray(np.kron(GRAY, np.ones((8, 8), np.uint8))), "JPEG", exif=exif)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(photograph)))
     np.testing.assert_array_equal(decode_grayscale(photograph), np.asarray(upright))
 
@@ -139,57 +144,57 @@ def test_a_photograph_is_turned_as_its_camera_says(orientation: int) -> None:
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=5))
 @example([(37, 1)])
 @example([(35, 13)])
-def test_odd_exif_data_break_nothing(changes: list[tuple[int, int]]) -> None:
+def test_damaged_exif_data_raise_only_data_errors(changes: list[tuple[int, int]]) -> None:
     exif = Image.Exif()
-    exif.update({0x010F: "Maker", 0x0112: 6, 0x011A: 72.0, 0x9003: "2026:01:01 00:00:00"})
-    data = bytearray(png(Image.fromarray(GREY), "JPEG", exif=exif))
+    exif.update({0x010F: "Maker", ORIENTATION: 6, 0x011A: 72.0, 0x9003: "2026:01:01 00:00:00"})
+    data = bytearray(png(Image.fromarray(GRAY), "JPEG", exif=exif))
     start = data.index(b"Exif") + 6
-    for at, byte in changes:
-        data[start + at % (len(exif.tobytes()) - 6)] = byte
+    for offset, byte in changes:
+        data[start + offset % (len(exif.tobytes()) - 6)] = byte
     with suppress(DataError):
         assert sorted(decode_grayscale(bytes(data)).shape) == [4, 6]
 
 
-def test_raw_pixels_are_taken_as_they_are() -> None:
-    np.testing.assert_array_equal(pixels_of(GREY.tobytes(), STRIPES), GREY)
+def test_raw_pixels_are_taken_unchanged() -> None:
+    np.testing.assert_array_equal(pixels_of(GRAY.tobytes(), STRIPES), GRAY)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
-def test_other_formats_are_refused(kind: str) -> None:
-    with pytest.raises(UnsupportedMedia, match="no PNG and no JPEG"):
-        read_image(png(Image.fromarray(GREY), kind), STRIPES)
+def test_other_image_formats_are_rejected(kind: str) -> None:
+    with pytest.raises(UnsupportedMedia, match="neither a PNG nor a JPEG"):
+        read_image(png(Image.fromarray(GRAY), kind), STRIPES)
 
 
-def test_an_empty_body_is_refused() -> None:
+def test_an_empty_body_is_rejected() -> None:
     with pytest.raises(RequestInvalid, match="empty"):
         pixels_of(b"", STRIPES)
 
 
-def test_a_text_bomb_is_refused() -> None:
-    good = png(Image.fromarray(GREY))
+def test_a_compressed_text_bomb_is_rejected() -> None:
+    good = png(Image.fromarray(GRAY))
     bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(8 << 20)))
     with pytest.raises(ImageInvalid, match="damaged"):
         pixels_of(good[:33] + bomb + good[33:], STRIPES)
 
 
-def test_a_picture_cut_short_is_refused() -> None:
-    good = png(Image.fromarray(GREY))
-    for size in range(1, len(good) - IEND):
+def test_a_truncated_image_is_rejected() -> None:
+    good = png(Image.fromarray(GRAY))
+    for size in range(1, len(good) - IEND_BYTES):
         with pytest.raises((ImageInvalid, UnsupportedMedia)):
             pixels_of(good[:size], STRIPES)
 
 
-@given(at=st.integers(0, 10**6), change=st.integers(1, 255))
-def test_a_changed_byte_is_refused(at: int, change: int) -> None:
-    data = bytearray(png(Image.fromarray(GREY)))
-    data[at % (len(data) - IEND)] ^= change
+@given(offset=st.integers(0, 10**6), change=st.integers(1, 255))
+def test_a_changed_byte_is_rejected(offset: int, change: int) -> None:
+    data = bytearray(png(Image.fromarray(GRAY)))
+    data[offset % (len(data) - IEND_BYTES)] ^= change
     with pytest.raises((ImageInvalid, UnsupportedMedia)):
         pixels_of(bytes(data), STRIPES)
 
 
 @given(st.binary(max_size=400))
-def test_no_bytes_after_the_header_break_the_decoder(tail: bytes) -> None:
-    good = png(Image.fromarray(GREY))
+def test_any_bytes_after_the_header_are_decoded_or_rejected(tail: bytes) -> None:
+    good = png(Image.fromarray(GRAY))
     try:
         pixels = pixels_of(good[:33] + tail, STRIPES)
     except ImageInvalid:

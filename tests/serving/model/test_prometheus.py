@@ -15,25 +15,25 @@ from tests.support.processes import wait_for
 from tests.support.stripes_model import publish, stripe
 
 
-def test_what_was_done_is_exported_by_the_node(ray_session: None, tmp_path: Path) -> None:
+def test_statistics_are_exported_by_the_node(ray_session: None, tmp_path: Path) -> None:
     publish(Storage(str(tmp_path)))
     watcher = ModelWatcher(AppSettings(root=str(tmp_path), model="stripes/production"))
-    served = watcher.served
+    loaded = watcher.current
     metrics = MetricsExporter(watcher)
     for _ in range(2):
-        asyncio.run(served.batcher.predict(np.stack([stripe(0)] * 3)))
-        metrics._export(served)
-    served.batcher.statistics.errors["RequestInvalid"] += 1
-    metrics._export(served)
+        asyncio.run(loaded.batcher.predict(np.stack([stripe(0)] * 3)))
+        metrics._export(loaded)
+    loaded.batcher.statistics.errors["RequestInvalid"] += 1
+    metrics._export(loaded)
 
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    labels = f'version="{served.model.version}"'
+    version = f'version="{loaded.model.version}"'
 
-    def value(name: str, *more: str) -> float:
+    def value(name: str, *labels: str) -> float:
         for line in requests.get(address, timeout=10).text.splitlines():
             if line.startswith(f"ray_pipeline_{name}{{") and all(
-                m in line for m in (labels, *more)
+                label in line for label in (version, *labels)
             ):
                 return float(line.split()[-1])
         return 0.0

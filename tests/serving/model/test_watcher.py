@@ -16,7 +16,7 @@ from serving.config import AppSettings
 from serving.model.watcher import ModelWatcher
 from tests.support.stripes_model import STRIPES, publish, stripe
 
-OTHERS = ImageSpec(STRIPES.height, STRIPES.width, ("a", "b", "c"))
+OTHER_CLASSES = ImageSpec(STRIPES.height, STRIPES.width, ("a", "b", "c"))
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def follow(storage: Storage, ref: str = "stripes/production") -> ModelWatcher:
     return ModelWatcher(AppSettings(root=storage.root, model=ref))
 
 
-def look(watcher: ModelWatcher) -> None:
+def poll(watcher: ModelWatcher) -> None:
     asyncio.run(watcher.poll_once())
 
 
@@ -36,100 +36,100 @@ def damage(storage: Storage, model: ModelManifest) -> None:
     storage.write(f"models/{model.ref}/model.onnx", b"not a model")
 
 
-def test_what_is_promoted_is_served_and_so_is_a_rollback(storage: Storage) -> None:
+def test_a_promotion_and_a_rollback_change_the_served_version(storage: Storage) -> None:
     first = publish(storage)
     watcher = follow(storage)
     second = publish(storage, scale=2.0)
-    assert watcher.served.model == first
-    look(watcher)
-    assert watcher.served.model == second
+    assert watcher.current.model == first
+    poll(watcher)
+    assert watcher.current.model == second
     promote(storage, first.ref, "production")
-    look(watcher)
-    assert watcher.served.model == first
+    poll(watcher)
+    assert watcher.current.model == first
 
 
-def test_a_version_that_was_named_stays(storage: Storage) -> None:
+def test_a_named_version_stays_after_a_promotion(storage: Storage) -> None:
     first = publish(storage)
     watcher = follow(storage, first.ref)
     publish(storage, scale=2.0)
-    look(watcher)
-    assert watcher.served.model == first
+    poll(watcher)
+    assert watcher.current.model == first
 
 
-def test_a_request_is_all_of_one_version(storage: Storage) -> None:
-    """Begun before a swap and ended after it."""
+def test_a_request_is_answered_by_one_version(storage: Storage) -> None:
+    """Start a request before a swap of versions, and finish it afterwards."""
 
     async def swap() -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        served = watcher.served
+        loaded = watcher.current
         publish(storage, scale=2.0)
         await watcher.poll_once()
-        assert watcher.served is not served
-        return (await served.batcher.predict(stripe(0)[None])).probabilities
+        assert watcher.current is not loaded
+        return (await loaded.batcher.predict(stripe(0)[None])).probabilities
 
     publish(storage)
     watcher = follow(storage)
-    expected = watcher.served.predictor.predict(stripe(0)[None]).probabilities
+    expected = watcher.current.predictor.predict(stripe(0)[None]).probabilities
     np.testing.assert_array_equal(asyncio.run(swap()), expected)
 
 
-def bad_file(storage: Storage) -> None:
+def publish_damaged_file(storage: Storage) -> None:
     damage(storage, publish(storage, scale=2.0))
 
 
-def other_classes(storage: Storage) -> None:
-    publish(storage, image=OTHERS)
+def publish_other_classes(storage: Storage) -> None:
+    publish(storage, image=OTHER_CLASSES)
 
 
-def not_finite(storage: Storage) -> None:
+def publish_not_finite(storage: Storage) -> None:
     publish(storage, scale=float("nan"))
 
 
-def bad_alias(storage: Storage) -> None:
+def write_damaged_alias(storage: Storage) -> None:
     storage.write("models/stripes/aliases/production.json", b"{")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("publish_invalid", "reason"),
     [
-        (bad_file, "its manifest says"),
-        (other_classes, "other images or classes"),
-        (not_finite, "fails its self-test"),
-        (bad_alias, "is not an alias"),
+        (publish_damaged_file, "its manifest says"),
+        (publish_other_classes, "another image size or other classes"),
+        (publish_not_finite, "fails its self-test"),
+        (write_damaged_alias, "is not an alias"),
     ],
 )
-def test_what_cannot_be_served_is_refused_with_a_reason(
-    storage: Storage, spoil: Callable[[Storage], None], reason: str
+def test_an_invalid_version_is_rejected_with_a_reason(
+    storage: Storage, publish_invalid: Callable[[Storage], None], reason: str
 ) -> None:
     first = publish(storage)
     watcher = follow(storage)
-    spoil(storage)
+    publish_invalid(storage)
     for _ in range(2):
-        look(watcher)
-        assert watcher.served.model == first
-        assert watcher.refused is not None
-        assert reason in watcher.refused.reason
-        assert storage.root not in watcher.refused.reason
+        poll(watcher)
+        assert watcher.current.model == first
+        assert watcher.rejected is not None
+        assert reason in watcher.rejected.reason
+        assert storage.root not in watcher.rejected.reason
     publish(storage, scale=3.0)
-    look(watcher)
-    assert watcher.served.model.version != first.version
-    assert watcher.refused is None
+    poll(watcher)
+    assert watcher.current.model.version != first.version
+    assert watcher.rejected is None
 
 
-def test_a_replica_that_starts_takes_the_newest_that_can_be_served(storage: Storage) -> None:
+def test_a_new_replica_serves_the_newest_valid_version(storage: Storage) -> None:
     first = publish(storage)
     damage(storage, publish(storage, scale=2.0))
     watcher = follow(storage)
-    assert watcher.served.model == first
-    assert watcher.refused is not None
+    assert watcher.current.model == first
+    assert watcher.rejected is not None
 
 
 @pytest.mark.parametrize("error", [ArtifactDamaged, ModelRejected])
-def test_where_none_can_be_served_the_newest_says_why(
+def test_the_error_of_the_newest_version_is_raised_if_none_is_valid(
     storage: Storage, error: type[Exception]
 ) -> None:
     if error is ArtifactDamaged:
         damage(storage, publish(storage))
     else:
-        not_finite(storage)
+        publish_not_finite(storage)
     with pytest.raises(error):
         follow(storage)
