@@ -16,6 +16,7 @@ import tyro
 
 from pipeline import config
 from pipeline.console import console
+from pipeline.contract import VERSION
 from pipeline.errors import UserError
 
 STAGES = (
@@ -36,6 +37,9 @@ def main() -> int:
     # SIGINT as well: a shell without job control starts background commands with it ignored.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, _interrupt)
+    if sys.argv[1:] == ["--version"]:
+        print(VERSION)
+        return 0
     try:
         settings = parse()
         verb = type(settings).__name__.lower()

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+VERSION = "0.2.0"
+"""Version of this project, from which pyproject.toml takes it."""
+
 INPUT = "image"
 """Name of the model's input: raw pixels, uint8 (N, height, width), for any N."""
 

@@ -1,7 +1,7 @@
-"""`python -m serving`: a model over HTTP on this machine, until Ctrl-C or SIGTERM.
+"""`python -m serving`: serve a model over HTTP on this machine, until Ctrl-C or SIGTERM.
 
-Prints one line on stdout when it answers: serving NAME/VERSION at URL. Exits 0 when it was asked to
-stop, and 2 with one line on stderr for what the user can mend.
+Prints one line on stdout when the server answers: serving NAME/VERSION at URL. Exits with 0 when it
+was asked to stop, and with 2 and one line on stderr for what a user can fix.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ import tyro
 
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
-from pipeline.cluster import connection, resources
+from pipeline.contract import VERSION
 from pipeline.errors import ResourcesMissing, SettingError, UserError
 from serving import ray_hooks
-from serving.app import LOGGING, build_app
 from serving.config import AppSettings, ServerSettings, checked
-from serving.ingress import ports
+from serving.ingress.ports import free_ports
 
-APP = "default"
+APP_NAME = "default"
 
-PATIENCE_S = 60
+READY_TIMEOUT_S = 60
 
 
 def main() -> int:
-    """The command line; returns the exit code."""
+    """Run the command line and return its exit code."""
+    if sys.argv[1:] == ["--version"]:
+        print(VERSION)
+        return 0
     _stop_on_signals()
     try:
         serve_until_stopped(tyro.cli(ServerSettings, prog="python -m serving"))
@@ -45,50 +47,53 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0
     except SystemExit as error:
-        # While Ray starts, it answers SIGTERM by a handler of its own.
+        # While Ray starts, its own handler answers SIGTERM.
         if error.code != signal.SIGTERM:
             raise
     return 0
 
 
 def serve_until_stopped(settings: ServerSettings) -> None:
-    """Serves until a signal raises KeyboardInterrupt; then ends what it started."""
+    """Serve until a signal raises KeyboardInterrupt, then end what was started."""
     app_settings = checked(settings)
-    _check_free(settings.host, settings.port)
-    free, free_grpc, *inner = ports.free_ports(settings.host, 6)
+    _require_free(settings.host, settings.port)
+    free, free_grpc, *inner = free_ports(settings.host, 6)
     port, grpc_port = settings.port or free, settings.grpc_port
     if grpc_port is not None:
         grpc_port = grpc_port or free_grpc
-        _check_free(settings.host, grpc_port)
+        _require_free(settings.host, grpc_port)
     with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
-        # Of a cluster that runs already, those who started it have said how it serves.
+        # Who started a cluster has decided how it serves: its environment is set already.
         if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
-            needed = ray_hooks.ingress_environment(
+            environment = ray_hooks.ingress_environment(
                 Path(folder),
                 inner,
                 max_body_bytes=app_settings.max_body_bytes,
                 num_replicas=app_settings.num_replicas,
             )
-            for name, value in needed.items():
+            for name, value in environment.items():
                 os.environ.setdefault(name, value)
         _serve(app_settings, settings.host, port, grpc_port)
 
 
 def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -> None:
-    # These take two seconds, which no --help and no wrong setting need wait for.
+    # Ray reads its environment when it is imported. It also takes two seconds, for which neither
+    # --help nor a wrong setting should wait.
     from ray import serve
 
+    from pipeline.cluster import connection, resources
+    from serving.app import LOGGING, build_app
     from serving.grpc.service import SERVICER
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connection.connected():
-        # Ray has put its own handler in the place of ours.
+        # Ray has replaced our handlers.
         _stop_on_signals()
         resources.require(cpus=settings.num_replicas)
         if serve.status().proxies:
             raise SettingError(
-                "The Ray cluster at RAY_ADDRESS runs Serve already. Use serve deploy "
-                "infra/serve.yaml there, or unset RAY_ADDRESS for a server of its own."
+                "The Ray cluster at RAY_ADDRESS already runs Serve. Use serve deploy "
+                "infra/serve.yaml there, or unset RAY_ADDRESS to start a separate server."
             )
         grpc_options = {"port": grpc_port, "grpc_servicer_functions": [SERVICER]}
         try:
@@ -97,29 +102,29 @@ def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -
                 grpc_options=grpc_options if grpc_port else None,
                 logging_config=LOGGING,
             )
-            serve.run(build_app(settings), name=APP)
+            serve.run(build_app(settings), name=APP_NAME)
             _wait_until_ready(f"http://{host}:{port}/v2/health/ready")
             model = find_model(Storage(settings.root), settings.model).ref
             _announce(model, f"http://{host}:{port}", f"{host}:{grpc_port}" if grpc_port else None)
             _wait_for_signal()
-            serve.delete(APP)
+            serve.delete(APP_NAME)
         finally:
             if os.environ.get("RAY_ADDRESS"):
                 serve.shutdown()
 
 
 def _wait_until_ready(url: str) -> None:
-    """Serve says that an application runs a moment before its requests find their way to it."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Wait for the ingress: Serve reports an application as running before requests reach it."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         with suppress(httpx.HTTPError):
-            # Not by a proxy of the environment, which may not know this machine's addresses.
+            # A proxy that the environment names may not reach this machine's addresses.
             if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
                 return
         time.sleep(0.05)
     raise ResourcesMissing(
-        f"The model is loaded, but {url} does not answer. Look into "
-        "/tmp/ray/session_latest/logs/serve, and start the server again."
+        f"The model is loaded, but {url} does not answer. See the logs in "
+        "/tmp/ray/session_latest/logs/serve, then start the server again."
     )
 
 
@@ -135,15 +140,15 @@ def _announce(model: str, url: str, grpc: str | None) -> None:
     print(f"serving {model} at {url}{f' and grpc://{grpc}' if grpc else ''}", flush=True)
     print(
         f"Try: curl --data-binary @digit.png {url}/predict (Ctrl-C stops the server; "
-        "what it logs is under /tmp/ray/session_latest/logs/serve)",
+        "its logs are in /tmp/ray/session_latest/logs/serve)",
         file=sys.stderr,
     )
 
 
-def _check_free(host: str, port: int) -> None:
-    """SettingError where another process listens on the port.
+def _require_free(host: str, port: int) -> None:
+    """Raise SettingError if another process listens on the port.
 
-    Ray's proxies share ports, so without this a second server would take half of the requests.
+    Ray's proxies share ports, so a second server would silently take half of the requests.
     """
     try:
         socket.create_server((host, port)).close()
@@ -155,7 +160,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _stop_on_signals() -> None:
-    """Makes the first SIGINT or SIGTERM a KeyboardInterrupt; more of them disturb no clean-up."""
+    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt, and ignore later ones."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -5,6 +5,9 @@
 Deployed by `infra/serve.yaml` on a cluster, and by `python -m serving` on one machine.
 """
 
+# No `from __future__ import annotations`: it hides from Ray Serve that the argument of build_app is
+# a pydantic model, and Serve would pass a plain dict, unchecked.
+
 from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
@@ -13,16 +16,17 @@ from starlette.types import ASGIApp
 from serving.config import AppSettings, checked
 from serving.grpc.service import InferenceService
 from serving.http.routes import build_routes
+from serving.ingress.cores import avoid_ingress_core
 from serving.model.prometheus import MetricsExporter
 from serving.model.watcher import ModelWatcher, self_test
-from serving.ray_hooks import BypassProxyHandling, avoid_ingress_core
+from serving.ray_hooks import BypassProxyHandling
 
 LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 
 @serve.ingress()
 class ModelServer(InferenceService):
-    """A replica: the model version that is served, with one thread."""
+    """A replica: it serves one model version with one thread."""
 
     def __init__(self, settings: AppSettings) -> None:
         self.settings = settings
@@ -31,22 +35,25 @@ class ModelServer(InferenceService):
     def __serve_build_asgi_app__(self) -> ASGIApp:
         avoid_ingress_core()
         background = (self.watcher.run, MetricsExporter(self.watcher).export)
-        BypassProxyHandling.replica = build_routes(self.watcher, self.settings, background)
-        return BypassProxyHandling.replica
+        BypassProxyHandling.routes = build_routes(self.watcher, self.settings, background)
+        return BypassProxyHandling.routes
 
     def check_health(self) -> None:
-        """Raises where the model no longer answers; past the queue, which may rightly be full."""
+        """Raise if the model fails its self-test.
+
+        The self-test does not wait in the queue, which may rightly be full.
+        """
         self_test(self.watcher.current.predictor)
 
 
 def build_app(settings: AppSettings) -> Application:
-    """The application, for `serve run`, `serve deploy` and `python -m serving`."""
+    """Build the application for `serve run`, `serve deploy` and `python -m serving`."""
     settings = checked(settings)
     deployment = serve.deployment(
         num_replicas=settings.num_replicas,
         ray_actor_options={"num_cpus": 1},
-        # Every request has a row at least, so the batcher's bound, which answers as the protocol
-        # wants, is met before Serve's.
+        # Every request has at least one row, so the batcher's bound, which answers in the words of
+        # the protocol, is reached before Serve's.
         max_ongoing_requests=settings.max_queue_rows + settings.max_batch_rows + 1,
         max_constructor_retry_count=3,
         graceful_shutdown_wait_loop_s=0.1,

@@ -1,10 +1,16 @@
-"""The Python client: images in, predictions out, over the Open Inference Protocol.
+"""The Python client of the server: images in, predictions out. Needs only httpx and numpy.
 
+    import numpy as np
+
+    from serving.client import Client
+
+    images = np.zeros((3, 28, 28), np.uint8)
     with Client("http://127.0.0.1:8000", model="mnist") as client:
-        labels = client.predict(images).prediction
+        print(client.predict(images).prediction)
 
-Tensors travel as binary. A request that failed on its way is sent again, as a prediction changes
-nothing; any number of images is sent as requests of `max_rows`.
+It speaks the Open Inference Protocol with binary tensors. Any number of images is sent as requests
+of at most `max_rows`. A prediction changes nothing, so a request that failed in transit or met an
+overloaded server is sent again.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -26,14 +33,23 @@ from pipeline.errors import UserError
 from serving.protocol.types import DATATYPES, JSON_LENGTH
 
 Outcome: TypeAlias = httpx.Response | httpx.TransportError
+"""The result of one attempt: a response, or the error that prevented one."""
 
-RETRIED = {408, 429, 500, 502, 503, 504}
+RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
+"""Statuses after which the same request may succeed."""
 
-FIRST_DELAY_S, LONGEST_DELAY_S = 0.05, 2.0
+BASE_DELAY_S = 0.05
+"""After attempt n, wait a random time of at most BASE_DELAY_S * 2**n."""
+
+MAX_DELAY_S = 2.0
+"""The longest wait between two attempts, also if Retry-After asks for more."""
 
 
 class ServerError(UserError):
-    """What the server answered instead of predictions, or that it did not; `status` 0 for none."""
+    """The server refused the request or did not answer.
+
+    `status` is the HTTP status of the answer, or 0 if there was none.
+    """
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -41,7 +57,7 @@ class ServerError(UserError):
 
 
 class _BaseClient:
-    """What both clients share: requests, answers, and when to try again."""
+    """The parts that both clients share: requests, and when to send one again."""
 
     def __init__(
         self,
@@ -54,17 +70,32 @@ class _BaseClient:
         timeout_s: float = 10.0,
         attempts: int = 5,
     ) -> None:
-        """`timeout_s` is for each of the `attempts`; without a version the server chooses."""
+        """Prepare a client; entering it as a context manager opens its connections.
+
+        Args:
+            url: Address of the server, such as http://127.0.0.1:8000.
+            model: Name of the model.
+            version: Version of the model. If empty, the server answers with the one it serves.
+            api_key: Key to send, if the server requires one.
+            max_rows: Maximum number of images per request.
+            timeout_s: Seconds to wait for a connection, and for each read and write, per attempt.
+            attempts: Maximum number of times that a request is sent.
+        """
         path = f"/v2/models/{quote(model, safe='')}"
-        path += f"/versions/{quote(version, safe='')}" if version else ""
-        self._path, self._max_rows, self._attempts = f"{path}/infer", max_rows, attempts
+        if version:
+            path += f"/versions/{quote(version, safe='')}"
+        self._path = f"{path}/infer"
+        self._max_rows = max_rows
+        self._attempts = attempts
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._options: dict[str, Any] = {"base_url": url, "headers": headers, "timeout": timeout_s}
 
     def _requests(self, images: UInt8Array) -> Iterator[dict[str, Any]]:
+        """Yield the arguments of httpx's `request` for at most `max_rows` images at a time."""
         if images.dtype != np.uint8 or images.ndim != 3 or not len(images):
             raise ValueError(
-                f"images must be uint8 (N, height, width), not {images.dtype} {images.shape}"
+                "images must be uint8 (N, height, width) with N >= 1, not "
+                f"{images.dtype} {images.shape}"
             )
         for start in range(0, len(images), self._max_rows):
             rows = np.ascontiguousarray(images[start : start + self._max_rows])
@@ -74,46 +105,49 @@ class _BaseClient:
                 "datatype": DATATYPES["uint8"],
                 "parameters": {"binary_data_size": rows.nbytes},
             }
-            header = json.dumps(
-                {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-            ).encode()
+            request = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+            json_part = json.dumps(request).encode()
             yield {
                 "method": "POST",
                 "url": self._path,
-                "content": header + rows.tobytes(),
-                "headers": {JSON_LENGTH: str(len(header))},
+                "content": json_part + rows.tobytes(),
+                "headers": {JSON_LENGTH: str(len(json_part))},
             }
 
-    def _delay(self, attempt: int, outcome: Outcome) -> float | None:
-        """Seconds until the next attempt, with full jitter; None where there is to be none."""
+    def _retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
+        """Return the seconds until the next attempt; None if there is to be no other."""
         if attempt >= self._attempts:
             return None
-        delay = random.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**attempt))
+        # A random share of the delay ("full jitter") spreads clients that failed together.
+        delay = random.uniform(0, min(MAX_DELAY_S, BASE_DELAY_S * 2**attempt))
         if isinstance(outcome, httpx.TransportError):
             return delay
-        if outcome.status_code not in RETRIED:
+        if outcome.status_code not in RETRIED_STATUSES:
             return None
-        wish = outcome.headers.get("retry-after", "")
-        return max(delay, min(float(wish), LONGEST_DELAY_S)) if wish.isdecimal() else delay
+        retry_after = outcome.headers.get("retry-after", "")
+        if retry_after.isdecimal():
+            return max(delay, min(float(retry_after), MAX_DELAY_S))
+        return delay
 
 
-def _read(outcome: Outcome) -> Predictions:
+def _read_predictions(outcome: Outcome) -> Predictions:
     if isinstance(outcome, httpx.TransportError):
         raise ServerError(f"The server cannot be reached: {outcome!r}.") from outcome
     if outcome.status_code != 200:
-        raise ServerError(_message(outcome), outcome.status_code)
-    at = int(outcome.headers[JSON_LENGTH])
-    found = dict[str, Any]()
-    for tensor in json.loads(outcome.content[:at])["outputs"]:
+        raise ServerError(_error_message(outcome), outcome.status_code)
+    # The binary tensors follow the JSON, in the order in which it lists them.
+    offset = int(outcome.headers[JSON_LENGTH])
+    outputs = dict[str, Any]()
+    for tensor in json.loads(outcome.content[:offset])["outputs"]:
         size = tensor["parameters"]["binary_data_size"]
         dtype = "<f4" if tensor["name"] == PROBABILITIES else "<i8"
-        values = np.frombuffer(outcome.content[at : at + size], dtype)
-        found[tensor["name"]] = values.reshape(tensor["shape"])
-        at += size
-    return Predictions(found[PROBABILITIES], found[PREDICTION])
+        values = np.frombuffer(outcome.content[offset : offset + size], dtype)
+        outputs[tensor["name"]] = values.reshape(tensor["shape"])
+        offset += size
+    return Predictions(outputs[PROBABILITIES], outputs[PREDICTION])
 
 
-def _message(response: httpx.Response) -> str:
+def _error_message(response: httpx.Response) -> str:
     try:
         return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
@@ -121,7 +155,7 @@ def _message(response: httpx.Response) -> str:
 
 
 class Client(_BaseClient):
-    """A client that waits for its answers; may be shared by threads."""
+    """A client that blocks until the answer is there. Threads may share one."""
 
     def __enter__(self) -> Client:
         self._http = httpx.Client(**self._options)
@@ -129,20 +163,23 @@ class Client(_BaseClient):
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: object,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._http.close()
 
     def predict(self, images: UInt8Array) -> Predictions:
-        """Predictions of images uint8 (N, height, width), N >= 1, in their order.
+        """Return the predictions of the images, in their order.
 
-        Raises ServerError where the server refuses them, or does not answer in all attempts.
+        Raise ValueError if the images have another dtype or shape. Raise ServerError if the server
+        refuses them, or if no attempt succeeds.
+
+        Args:
+            images: Raw pixels, uint8 (N, height, width), N >= 1.
         """
-        return concat_predictions(
-            [_read(self._send(request)) for request in self._requests(images)]
-        )
+        outcomes = map(self._send, self._requests(images))
+        return concat_predictions([_read_predictions(outcome) for outcome in outcomes])
 
     def _send(self, request: dict[str, Any]) -> Outcome:
         attempt = 0
@@ -152,46 +189,53 @@ class Client(_BaseClient):
                 outcome: Outcome = self._http.request(**request)
             except httpx.TransportError as error:
                 outcome = error
-            if (delay := self._delay(attempt, outcome)) is None:
+            delay = self._retry_delay(attempt, outcome)
+            if delay is None:
                 return outcome
             time.sleep(delay)
 
 
 class AsyncClient(_BaseClient):
-    """A client for an event loop, which has several requests under way at once."""
+    """A client for an event loop; it sends several requests of one call at once."""
 
     MAX_AT_ONCE = 4
+    """Maximum number of requests under way at once."""
 
     async def __aenter__(self) -> AsyncClient:
         self._http = httpx.AsyncClient(**self._options)
-        self._room = asyncio.Semaphore(self.MAX_AT_ONCE)
+        self._slots = asyncio.Semaphore(self.MAX_AT_ONCE)
         return self
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: object,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self._http.aclose()
 
     async def predict(self, images: UInt8Array) -> Predictions:
-        """Predictions of images uint8 (N, height, width), N >= 1, in their order.
+        """Return the predictions of the images, in their order.
 
-        Raises ServerError where the server refuses them, or does not answer in all attempts.
+        Raise ValueError if the images have another dtype or shape. Raise ServerError if the server
+        refuses them, or if no attempt succeeds.
+
+        Args:
+            images: Raw pixels, uint8 (N, height, width), N >= 1.
         """
         outcomes = await asyncio.gather(*map(self._send, self._requests(images)))
-        return concat_predictions([_read(outcome) for outcome in outcomes])
+        return concat_predictions([_read_predictions(outcome) for outcome in outcomes])
 
     async def _send(self, request: dict[str, Any]) -> Outcome:
         attempt = 0
         while True:
             attempt += 1
-            async with self._room:
+            async with self._slots:
                 try:
                     outcome: Outcome = await self._http.request(**request)
                 except httpx.TransportError as error:
                     outcome = error
-            if (delay := self._delay(attempt, outcome)) is None:
+            delay = self._retry_delay(attempt, outcome)
+            if delay is None:
                 return outcome
             await asyncio.sleep(delay)

@@ -41,7 +41,7 @@ def test_no_denied_phrase_is_used() -> None:
 
 def test_no_binding_has_a_denied_name() -> None:
     names = [
-        f"{file.relative_to(REPOSITORY)}:{node.lineno}: {name}"
+        f"{file.relative_to(REPOSITORY)}:{getattr(node, 'lineno', 0)}: {name}"
         for file in tracked("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         for name in [getattr(node, "arg", None) or getattr(node, "id", None)]

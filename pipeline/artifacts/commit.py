@@ -69,9 +69,7 @@ def _open_file(storage: Storage, folder: str, entry: FileEntry) -> Iterator[pa.N
         ) from None
 
 
-def _check_digest(
-    storage: Storage, folder: str, entry: FileEntry, sha256: str, size: int
-) -> None:
+def _check_digest(storage: Storage, folder: str, entry: FileEntry, sha256: str, size: int) -> None:
     if sha256 != entry.sha256:
         raise ArtifactDamaged(
             f"{storage.display(_join(folder, entry.path))} has sha256 {sha256[:12]} and "

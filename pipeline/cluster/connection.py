@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 import ray
 
+from pipeline.cluster import ray_hooks
 from pipeline.errors import ResourcesMissing
 
 OBJECT_STORE_BYTES = 512 << 20
@@ -82,5 +83,5 @@ def _init() -> None:
 
 def _prepare() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    ray_hooks.quiet_authentication()
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

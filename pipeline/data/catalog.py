@@ -1,9 +1,11 @@
-"""What is known of named data sets: mirrors, checksums, class names and quirks.
+"""The catalog of named data sets: their mirrors, checksums, class names and quirks.
 
 MNIST: LeCun, Cortes, Burges, "MNIST handwritten digit database", 2010. Fashion-MNIST: Xiao, Rasul,
 Vollgraf, 2017 (MIT). KMNIST: "KMNIST Dataset" (created by CODH), adapted from "Kuzushiji Dataset"
 (created by NIJL and others), doi:10.20676/00000341 (CC BY-SA 4.0). EMNIST: Cohen, Afshar, Tapson,
-van Schaik, 2017. No data is shipped here: it is downloaded and verified.
+van Schaik, 2017. No data is part of this package: it is downloaded and verified.
+
+To add a data set in the IDX format: add its `Profile` to `PROFILES`.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ ROLES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-"""The four files of a data set, by the names that MNIST gave them."""
+"""The four files of a data set, with the names of MNIST's."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`sha256_gz` verifies downloads, `sha256` their content, wherever it is from.
+    """A named data set.
 
-    Where there is an `archive`, the four files are in it. `transposed`: columns come first.
+    `sha256_gz` verifies the downloaded files, by role; `sha256` verifies their content without
+    gzip, also if it comes from a folder. `archive`, if given, is a zip file that holds the four
+    files. `transposed`: the files hold each image column by column. `first_label`: the lowest label
+    in the files.
     """
 
     mirrors: tuple[str, ...]
@@ -40,7 +45,7 @@ class Profile:
 
 
 def _emnist(split: str, class_names: str, first_label: int = 0) -> Profile:
-    """Images stand on their sides; labels of `letters` count from 1."""
+    """Return the profile of a split of EMNIST, whose images are transposed."""
     return Profile(
         mirrors=(
             "https://biometrics.nist.gov/cs_links/EMNIST",
@@ -48,8 +53,8 @@ def _emnist(split: str, class_names: str, first_label: int = 0) -> Profile:
         ),
         class_names=tuple(class_names),
         files={
-            f"{part}_{kind}": f"emnist-{split}-{part}-{kind}-idx{rank}-ubyte"
-            for part in ("train", "test")
+            f"{subset}_{kind}": f"emnist-{split}-{subset}-{kind}-idx{rank}-ubyte"
+            for subset in ("train", "test")
             for kind, rank in (("images", 3), ("labels", 1))
         },
         archive="gzip.zip",
@@ -60,7 +65,7 @@ def _emnist(split: str, class_names: str, first_label: int = 0) -> Profile:
 
 
 MERGED = digits + ascii_uppercase + "abdefghnqrt"
-"""Of the letters whose two cases look alike, the small ones count as the large."""
+"""Classes in which letters whose two cases look alike are merged into the upper case."""
 
 PROFILES = {
     "mnist": Profile(

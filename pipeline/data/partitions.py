@@ -1,8 +1,8 @@
-"""Row ranges -> shards, by Ray Data: what preprocessing and scoring share.
+"""Partitions: ranges of rows that become shards, by Ray Data. Preprocessing and scoring share this.
 
-Ray Data carries ranges, not rows. A task reads its ranges and writes the shard of each whole or
-not at all, under a name that the range decides. So a task that is tried again changes nothing, a
-command that was killed goes on where it was, and memory does not grow with the data.
+Ray Data carries ranges, not rows. A task reads the rows of its partitions and writes each shard
+atomically under a name that depends only on the range. So a retried task changes nothing, a killed
+command continues where it stopped, and memory does not grow with the data.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ from pipeline.data.readers.rows import RejectedRow, RowBatch, Rows
 from pipeline.data.shards import encode_parquet
 from pipeline.errors import SettingError, UserError
 
-MAX_PARTITIONS_PER_TASK, TASKS_PER_CPU = 64, 8
+MAX_PARTITIONS_PER_TASK = 64
+"""A Ray task costs 30 ms besides its work. So many partitions make that negligible."""
+
+TASKS_PER_CPU = 8
+"""With fewer tasks, CPUs would be idle at the end while the last tasks run."""
 
 MAX_PARTITIONS = 100_000
-"""Five digits number them in their names, and the driver holds all."""
+"""Names of shards number partitions with five digits, and the driver holds all partitions."""
 
 MAX_PARTITION_PIXELS = 1 << 30
-"""A worker holds a piece in memory, more than once."""
+"""A worker holds the images of a partition in memory (1 GiB), more than once."""
 
 REJECTED = "rejected/"
-"""Where the side files lie: of rows that were left out, `id` int64 and `reason`."""
+"""The folder of files that list rejected rows: `id` int64, `reason` string."""
 
 
 class Partition(NamedTuple):
-    """A range of rows of a split or input, which becomes the shard at `path`."""
+    """A range of rows of a split or scoring input, which becomes the shard at `path`."""
 
     path: str
     split: str
@@ -51,6 +55,7 @@ class Partition(NamedTuple):
     num_rows: int
 
     def read(self, columns: Sequence[str] = ()) -> RowBatch:
+        """Return the rows, with these additional columns."""
         return self.rows.read(self.start, self.start + self.num_rows, columns)
 
     @property
@@ -59,90 +64,112 @@ class Partition(NamedTuple):
 
 
 class EncodedShard(NamedTuple):
-    """The shard of a piece, its rows, and those that were left out."""
+    """The Parquet file of a partition, its number of rows, and the rejected rows."""
 
     shard: pa.Buffer
     rows: int
-    bad: Sequence[RejectedRow]
+    rejects: Sequence[RejectedRow]
 
 
 class ShardWriter(NamedTuple):
-    """The folder of the shards; `force` makes those again that are there."""
+    """A writer of shards into a folder; `force` replaces existing ones."""
 
     storage: Storage
     folder: str
     force: bool
 
     def write(
-        self, pieces: Sequence[Partition], encode: Callable[[Partition], EncodedShard]
+        self, partitions: Sequence[Partition], encode: Callable[[Partition], EncodedShard]
     ) -> list[dict[str, Any]]:
-        """The entries of the files of each piece, and whether they were made for it."""
+        """Write the shard of each partition, unless it already exists.
+
+        Return a dict per partition: the `entries` of its files, and whether it was `encoded` now.
+        A thread writes each shard while the next one is encoded.
+        """
         stored = list[Future[dict[str, Any]]]()
         with ThreadPoolExecutor(1) as disk:
-            for piece in pieces:
-                there = None if self.force else self._finished(piece)
-                made = encode(piece) if there is None else None
-                # While this one was made, the one before was on its way to the disk.
-                for before in stored[-1:]:
-                    before.result()
-                stored.append(disk.submit(self._store, piece, there, made))
+            for partition in partitions:
+                existing = None if self.force else self._existing_entries(partition)
+                encoded = encode(partition) if existing is None else None
+                # Wait for the previous shard: an error ends the task now, and no more than two
+                # shards are in memory.
+                if stored:
+                    stored[-1].result()
+                stored.append(disk.submit(self._store, partition, existing, encoded))
         return [future.result() for future in stored]
 
     def _store(
-        self, piece: Partition, there: list[FileEntry] | None, made: EncodedShard | None
+        self,
+        partition: Partition,
+        existing: list[FileEntry] | None,
+        encoded: EncodedShard | None,
     ) -> dict[str, Any]:
-        entries = there or []
-        if made:
-            assert made.rows + len(made.bad) == piece.num_rows
-            # Else what was made of other content would be taken for finished, under this name.
-            piece.rows.require_unchanged()
-            # Before the shard: where that is, the piece is finished.
-            if made.bad:
-                entries.append(
-                    self._put(piece.rejects_path, _rejects_parquet(made.bad), len(made.bad))
-                )
-            entries.append(self._put(piece.path, made.shard, made.rows))
-        return {"entries": [entry.model_dump() for entry in entries], "made": made is not None}
+        entries = existing or []
+        if encoded:
+            entries = self._store_encoded(partition, encoded)
+        dumped = [entry.model_dump() for entry in entries]
+        return {"entries": dumped, "encoded": encoded is not None}
 
-    def _put(self, path: str, data: pa.Buffer, rows: int) -> FileEntry:
-        return write_file(self.storage, self.folder, path, data, rows=rows)
+    def _store_encoded(self, partition: Partition, encoded: EncodedShard) -> list[FileEntry]:
+        """Write the files of a partition and return their entries."""
+        rejects = encoded.rejects
+        assert encoded.rows + len(rejects) == partition.num_rows
+        # Otherwise a shard built from changed input would be kept as finished.
+        partition.rows.require_unchanged()
+        entries = []
+        # Write rejects first: the shard's presence marks the partition as done.
+        if rejects:
+            file = _rejects_parquet(rejects)
+            entries.append(self._write_file(partition.rejects_path, file, len(rejects)))
+        entries.append(self._write_file(partition.path, encoded.shard, encoded.rows))
+        return entries
 
-    def _finished(self, piece: Partition) -> list[FileEntry] | None:
-        """What an attempt before left of this piece, where it is all of it.
+    def _write_file(self, path: str, file: pa.Buffer, rows: int) -> FileEntry:
+        return write_file(self.storage, self.folder, path, file, rows=rows)
 
-        The names decide the content, and files appear whole.
+    def _existing_entries(self, partition: Partition) -> list[FileEntry] | None:
+        """Return the files that an earlier attempt wrote, or None if they are not complete.
+
+        Their content needs no check: names depend on the input, and files are written atomically.
         """
-        if (shard := self._there(piece.path)) is None:
+        shard = self._existing_file(partition.path)
+        if shard is None:
             return None
-        found = [shard]
-        if shard.rows != piece.num_rows and (side := self._there(piece.rejects_path)):
-            found.append(side)
-        return found if sum(entry.rows or 0 for entry in found) == piece.num_rows else None
+        entries = [shard]
+        if shard.rows != partition.num_rows:
+            rejects = self._existing_file(partition.rejects_path)
+            if rejects:
+                entries.append(rejects)
+        num_rows = sum(entry.rows or 0 for entry in entries)
+        return entries if num_rows == partition.num_rows else None
 
-    def _there(self, path: str) -> FileEntry | None:
+    def _existing_file(self, path: str) -> FileEntry | None:
+        """Return the entry of an existing Parquet file, or None if it is missing or damaged."""
         try:
-            data = self.storage.read(f"{self.folder}/{path}".lstrip("/"))
+            content = self.storage.read(f"{self.folder}/{path}".lstrip("/"))
         except FileNotFoundError:
             return None
         try:
-            rows = pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows
+            rows = pq.ParquetFile(pa.BufferReader(content)).metadata.num_rows
         except (OSError, ValueError, pa.ArrowException):
             return None
-        return file_entry(path, data, rows=rows)
+        return file_entry(path, content, rows=rows)
 
 
 def partition_rows(
     rows: Rows, start: int, stop: int, *, split: str, path: str, rows_per_shard: int
 ) -> list[Partition]:
-    """The pieces of a range of rows; `path` is a format of their numbers.
+    """Return the partitions of rows start..stop; `path` is a format string for their numbers.
 
-    Raises SettingError where one would be too large for memory, or where they would be too many.
+    Raise SettingError if one would not fit into memory, or if they would be too many.
     """
-    name = rows.parts[0].storage.display(rows.parts[0].entry.path)
-    pixels, num_rows = prod(rows.shape), stop - start
+    first = rows.readers[0]
+    name = first.storage.display(first.entry.path)
+    pixels = prod(rows.shape)
+    num_rows = stop - start
     if num_rows > MAX_PARTITIONS * rows_per_shard:
         raise SettingError(
-            f"{name} and what follows it have {num_rows:,} rows: at {rows_per_shard:,} a shard "
+            f"{name} and what follows it have {num_rows:,} rows: at {rows_per_shard:,} per shard "
             f"these are more than {MAX_PARTITIONS:,} shards. If that is right, give a "
             "larger rows-per-shard."
         )
@@ -152,76 +179,84 @@ def partition_rows(
             f"{rows_per_shard:,} of them, a shard, in memory. Give a "
             f"rows-per-shard of {max(1, MAX_PARTITION_PIXELS // pixels):,} or less."
         )
-    pieces = []
+    partitions = []
     for number, begin in enumerate(range(start, stop, rows_per_shard)):
         size = min(rows_per_shard, stop - begin)
-        pieces.append(Partition(path.format(number), split, *rows.slice(begin, begin + size), size))
-    return pieces
+        readers, offset = rows.slice(begin, begin + size)
+        partitions.append(Partition(path.format(number), split, readers, offset, size))
+    return partitions
 
 
 def map_partitions(
-    pieces: Sequence[Partition], task: Any, **options: Any
+    partitions: Sequence[Partition], task: Any, **options: Any
 ) -> Iterator[dict[str, Any]]:
-    """What the task returns for each piece, in their order; `options` are those of Ray Data's map.
+    """Run a task over all partitions; return what it returns for each partition, in order.
 
-    A task of Ray takes 30 ms besides its work, so each gets several pieces where there are many.
+    `task` is a function or an actor class for `flat_map`: it gets an item with several partitions
+    (see `unpack`) and returns a dict per partition. `options` are those of `flat_map`.
     """
-    size = min(
-        MAX_PARTITIONS_PER_TASK, max(1, len(pieces) // (TASKS_PER_CPU * resources.num_free_cpus()))
-    )
-    groups = [pieces[start : start + size] for start in range(0, len(pieces), size)]
-    items = [{"pieces": pickle.dumps(group)} for group in groups]
+    num_tasks = TASKS_PER_CPU * resources.num_free_cpus()
+    size = min(MAX_PARTITIONS_PER_TASK, max(1, len(partitions) // num_tasks))
+    groups = [partitions[start : start + size] for start in range(0, len(partitions), size)]
+    items = [{"partitions": pickle.dumps(group)} for group in groups]
     if not items:
         return iter(())
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Otherwise Ray wraps the task's exception, and `_iter_results` would not see a UserError.
     context.raise_original_map_exception = True
-    work = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(task, **options)
-    work.context.execution_options.preserve_order = True
-    return _iter_results(work)
+    # One item per block, so one item per task.
+    results = ray.data.from_items(items, override_num_blocks=len(items)).flat_map(task, **options)
+    results.context.execution_options.preserve_order = True
+    return _iter_results(results)
 
 
-def _iter_results(work: ray.data.Dataset) -> Iterator[dict[str, Any]]:
-    """The rows that Ray Data makes, as they come; a UserError of a task is raised as itself."""
+def _iter_results(results: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a dataset as they are computed; raise a UserError of a task as itself."""
     failure = None
     try:
-        yield from work.iter_rows()
+        yield from results.iter_rows()
     except RayTaskError as error:
         if not isinstance(error.cause, UserError):
             raise
         failure = error.cause
     if failure:
-        # Who keeps the error would else keep Ray's frames, and with them actors and their CPUs;
-        # and some of those hold each other.
-        del work
+        # Free Ray's frames before raising: a kept traceback keeps actors, and so CPUs, alive. Some
+        # are in cycles, hence `gc.collect()`.
+        del results
         gc.collect()
         raise failure
 
 
 def unpack(item: dict[str, Any]) -> list[Partition]:
-    """The pieces that a task was handed."""
-    pieces: list[Partition] = pickle.loads(item["pieces"])
-    return pieces
+    """Return the partitions of a task's item."""
+    partitions: list[Partition] = pickle.loads(item["partitions"])
+    return partitions
 
 
 def write_shards(
-    pieces: Sequence[Partition], task: Any, title: str, **options: Any
+    partitions: Sequence[Partition], task: Any, title: str, **options: Any
 ) -> tuple[FileEntry, ...]:
-    """The entries of the files of all pieces, by path; `task` returns what Target.write does."""
-    entries, kept, done = list[FileEntry](), 0, 0
-    with progress(title, total=sum(piece.num_rows for piece in pieces)) as show:
-        for found in map_partitions(pieces, task, **options):
-            kept += not found["made"]
-            new = [FileEntry(**entry) for entry in found["entries"]]
-            entries += new
-            done += sum(entry.rows or 0 for entry in new)
-            show(done, "rows")
-    if kept:
-        say(f"{kept} of {len(pieces)} shards were there already")
+    """Run a task that returns what `ShardWriter.write` does, over all partitions.
+
+    Return the entries of all files, in order of paths.
+    """
+    entries = list[FileEntry]()
+    num_kept = 0
+    num_written = 0
+    with progress(title, total=sum(partition.num_rows for partition in partitions)) as show:
+        for result in map_partitions(partitions, task, **options):
+            num_kept += not result["encoded"]
+            new_entries = [FileEntry(**entry) for entry in result["entries"]]
+            entries += new_entries
+            num_written += sum(entry.rows or 0 for entry in new_entries)
+            show(num_written, "rows")
+    if num_kept:
+        say(f"{num_kept} of {len(partitions)} shards already exist")
     return tuple(sorted(entries, key=lambda entry: entry.path))
 
 
-def _rejects_parquet(bad: Sequence[RejectedRow]) -> pa.Buffer:
-    ids = pa.array([row.id for row in bad], pa.int64())
-    reasons = pa.array([row.reason for row in bad], pa.string())
+def _rejects_parquet(rejects: Sequence[RejectedRow]) -> pa.Buffer:
+    ids = pa.array([row.id for row in rejects], pa.int64())
+    reasons = pa.array([row.reason for row in rejects], pa.string())
     return encode_parquet(pa.table({"id": ids, "reason": reasons}))

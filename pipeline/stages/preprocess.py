@@ -1,8 +1,8 @@
-"""Images and labels -> dataset: `train`, `val` and `test` as Parquet shards, written by Ray Data.
+"""The stage `preprocess`: images and labels -> a dataset of `train`, `val` and `test` shards.
 
     python -m pipeline preprocess --data.source FOLDER
 
-All rows are looked at before one is written.
+All rows are validated before any shard is written.
 """
 
 from __future__ import annotations
@@ -30,34 +30,38 @@ from pipeline.errors import DataError, SettingError
 
 
 def preprocess(settings: Preprocess) -> DatasetManifest:
-    """Makes the dataset that the settings describe, or finds it, and returns its manifest.
+    """Write the dataset that the settings describe, unless it already exists; return its manifest.
 
-    Raises what `open_source` does, and DataError for rows that are of no use.
+    Raise DataError if rows are not valid and are not to be skipped; see also `open_source`.
     """
-    storage, data = Storage(settings.root), settings.data
+    storage = Storage(settings.root)
+    data = settings.data
     source = open_source(data)
-    if (count := len(source.class_names or ())) > validation.MAX_CLASSES:
+    num_classes = len(source.class_names or ())
+    if num_classes > validation.MAX_CLASSES:
         raise DataError(
-            f"{source.name!r} has {count} classes, but labels are uint8: {validation.MAX_CLASSES} at "
-            "most. Join some of them."
+            f"{source.name!r} has {num_classes} classes, but labels are uint8: "
+            f"{validation.MAX_CLASSES} at most. Merge some of them."
         )
     splits = _splits(source, data.num_val)
     version = _version(source, splits, data)
     folder = f"datasets/{source.name}/{version}"
-    if not settings.force and (done := find(storage, folder, DatasetManifest)):
-        say(f"dataset {done.ref} is there already")
-        return done
+    existing = None if settings.force else find(storage, folder, DatasetManifest)
+    if existing:
+        say(f"dataset {existing.ref} already exists")
+        return existing
     with connection.connected():
         for rows in source.splits.values():
             resources.require_visible(rows.local_paths)
         resources.require(cpus=1)
-        found, later = inspect_splits(source, splits, data.rows_per_shard)
-        image = ImageSpec(*source.shape, _class_names(source, found["train"]))
+        stats, later_hashes = inspect_splits(source, splits, data.rows_per_shard)
+        image = ImageSpec(*source.shape, _class_names(source, stats["train"]))
+        # If the source does not name its classes, they are known only now.
+        for split_stats in stats.values():
+            split_stats.reject_labels_from(image.num_classes)
         quarantine = data.on_bad_row == "quarantine"
-        # The classes may be known only now.
-        for of in found.values():
-            of.reject_labels_from(image.num_classes)
-        validation.raise_if_invalid(found, image.class_names, quarantine=quarantine)
+        validation.raise_if_invalid(stats, image.class_names, quarantine=quarantine)
+        has_rejects = any(split_stats.rejects for split_stats in stats.values())
         with storage.locked(f"{folder}/.lock"):
             resources.require_shared(storage, folder)
             files = partitions.write_shards(
@@ -65,9 +69,9 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 _write_shards,
                 "preprocess",
                 fn_kwargs={
-                    "target": ShardWriter(storage, folder, settings.force),
+                    "writer": ShardWriter(storage, folder, settings.force),
                     "image": image,
-                    "later": later if any(of.bad for of in found.values()) else None,
+                    "later_hashes": later_hashes if has_rejects else None,
                 },
             )
             manifest = DatasetManifest(
@@ -79,20 +83,26 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 source=dict(source.digests),
                 files=files,
             )
-            manifest = _describe(storage, folder, manifest, found)
+            manifest = _add_summary(storage, folder, manifest, stats)
             commit(storage, folder, manifest)
-    say(f"dataset {manifest.ref}: {', '.join(f'{n:,} {s}' for s, n in manifest.rows.items())}")
-    if left_out := _num_rows(manifest.files, REJECTED.rstrip("/")):
-        warn(f"{left_out:,} rows were left out; {REJECTED} beside the shards says which and why.")
+    counts = ", ".join(f"{num_rows:,} {split}" for split, num_rows in manifest.rows.items())
+    say(f"dataset {manifest.ref}: {counts}")
+    num_rejected = _num_rows(manifest.files, REJECTED.rstrip("/"))
+    if num_rejected:
+        warn(
+            f"{num_rejected:,} rows were rejected. The files in {REJECTED} next to the shards list "
+            "their ids and the reasons."
+        )
     return manifest
 
 
 def _num_rows(files: Sequence[FileEntry], folder: str) -> int:
+    """Return the number of rows of the files in this folder."""
     return sum(entry.rows or 0 for entry in files if entry.path.startswith(f"{folder}/"))
 
 
 def _splits(source: Source, num_val: int | None) -> dict[str, RowRange]:
-    """The rows of each split; `val` is the last of `train` where it has no files of its own."""
+    """Return the rows of each split. If `val` has no files, it is the end of `train`."""
     whole = {name: RowRange(rows, 0, rows.num_rows) for name, rows in source.splits.items()}
     if "val" in whole:
         return {name: whole[name] for name in ("train", "val", "test")}
@@ -103,10 +113,10 @@ def _splits(source: Source, num_val: int | None) -> dict[str, RowRange]:
             f"--data.num-val is {num_val}, but there are only {rows.num_rows} training images. "
             "Leave some to train on."
         )
-    at = rows.num_rows - num_val
+    num_train = rows.num_rows - num_val
     return {
-        "train": RowRange(rows, 0, at),
-        "val": RowRange(rows, at, rows.num_rows),
+        "train": RowRange(rows, 0, num_train),
+        "val": RowRange(rows, num_train, rows.num_rows),
         "test": whole["test"],
     }
 
@@ -120,46 +130,57 @@ def _version(source: Source, splits: dict[str, RowRange], data: Data) -> str:
         num_val,
         data.rows_per_shard,
     ]
+    # The default is left out: versions are the same as before this setting was added.
     policy = [] if data.on_bad_row == "fail" else [data.on_bad_row]
     return digest(*version_inputs, source.caveat, *policy)
 
 
 def _class_names(source: Source, train: SplitStats) -> tuple[str, ...]:
-    """Those the source knows, else one for each label of `train`."""
-    return source.class_names or tuple(str(label) for label in range(max(train.highest + 1, 2)))
+    """Return the classes of the source; if it has none, one per label of `train`, at least two."""
+    num_labels = max(train.highest_label + 1, 2)
+    return source.class_names or tuple(str(label) for label in range(num_labels))
 
 
 def _write_shards(
     item: dict[str, Any],
     *,
-    target: ShardWriter,
+    writer: ShardWriter,
     image: ImageSpec,
-    later: dict[str, UInt64Array] | None,
+    later_hashes: dict[str, UInt64Array] | None,
 ) -> list[dict[str, Any]]:
-    """`later` are the hashes of the splits after each; None where no row is bad."""
+    """Write the shards of a task's partitions.
 
-    def make(piece: Partition) -> EncodedShard:
-        block = piece.read()
-        if later is not None:
-            block, _, _ = validation.validate(block, image.class_names, later[piece.split])
-        assert block.labels is not None
-        rows = shards.LabeledImages(block.ids, block.images, block.labels.astype(np.uint8))
-        return EncodedShard(shards.encode(rows, image), len(block.ids), block.bad)
+    `later_hashes` are those of `inspect_splits`, or None if all rows are valid: validation is then
+    not repeated.
+    """
 
-    return target.write(partitions.unpack(item), make)
+    def encode(partition: Partition) -> EncodedShard:
+        batch = partition.read()
+        if later_hashes is not None:
+            batch, _, _ = validation.validate(
+                batch, image.class_names, later_hashes[partition.split]
+            )
+        assert batch.labels is not None
+        rows = shards.LabeledImages(batch.ids, batch.images, batch.labels.astype(np.uint8))
+        return EncodedShard(shards.encode(rows, image), len(batch.ids), batch.rejects)
+
+    return writer.write(partitions.unpack(item), encode)
 
 
-def _describe(
-    storage: Storage, folder: str, manifest: DatasetManifest, found: dict[str, SplitStats]
+def _add_summary(
+    storage: Storage, folder: str, manifest: DatasetManifest, stats: dict[str, SplitStats]
 ) -> DatasetManifest:
-    """Writes the summary and the contact sheet beside the shards."""
+    """Write the summary and the contact sheet; return the manifest with their entries."""
     image = manifest.image
-    summary = {name: of.summary(image.class_names, image.num_pixels) for name, of in found.items()}
-    first = shards.read(storage, manifest, manifest.shards("train")[:1])
-    more = (
-        write_file(
-            storage, folder, "summary.json", (json.dumps(summary, indent=2) + "\n").encode()
-        ),
-        write_file(storage, folder, "contact.png", contact_sheet.contact_sheet(first, image)),
+    summary = {
+        split: split_stats.summary(image.class_names, image.num_pixels)
+        for split, split_stats in stats.items()
+    }
+    summary_json = json.dumps(summary, indent=2) + "\n"
+    first_shard = shards.read(storage, manifest, manifest.shards("train")[:1])
+    sheet = contact_sheet.contact_sheet(first_shard, image)
+    entries = (
+        write_file(storage, folder, "summary.json", summary_json.encode()),
+        write_file(storage, folder, "contact.png", sheet),
     )
-    return manifest.model_copy(update={"files": (*manifest.files, *more)})
+    return manifest.model_copy(update={"files": (*manifest.files, *entries)})

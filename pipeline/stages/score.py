@@ -62,8 +62,8 @@ def score(settings: Score) -> ScoresManifest:
         if done.model_copy(update={"files": (), "rejected": 0}) == asked:
             if done.rejected and settings.on_bad_row == "fail":
                 raise DataError(
-                    f"{done.rejected:,} rows of the scores in {output.display()} were rejected. Mend "
-                    "them and give --force, or leave them by --on-bad-row quarantine."
+                    f"{done.rejected:,} rows of the scores in {output.display()} were rejected. "
+                    "Fix them and give --force, or accept it by --on-bad-row quarantine."
                 )
             say(f"scores of {done.rows:,} rows are there already")
             return done
@@ -139,11 +139,11 @@ class Scorer:
 
     def _score(self, piece: Partition) -> EncodedShard:
         block = piece.read(self.settings.columns)
-        if block.bad and self.settings.on_bad_row == "fail":
-            examples = "; ".join(f"row {row.id}: {row.reason}" for row in block.bad[:5])
+        if block.rejects and self.settings.on_bad_row == "fail":
+            examples = "; ".join(f"row {row.id}: {row.reason}" for row in block.rejects[:5])
             raise DataError(
-                f"{len(block.bad):,} of {piece.num_rows:,} rows cannot be scored: {examples}. Mend "
-                "them, or put them aside by --on-bad-row quarantine."
+                f"{len(block.rejects):,} of {piece.num_rows:,} rows cannot be scored: {examples}. "
+                "Fix them, or set them aside by --on-bad-row quarantine."
             )
         batches = [
             self.predictor.predict(block.images[start : start + BATCH_ROWS])
@@ -152,7 +152,7 @@ class Scorer:
         table = _scores_table(
             block, concat_predictions(batches), with_all=self.settings.probabilities
         )
-        return EncodedShard(encode_parquet(table), len(block.ids), block.bad)
+        return EncodedShard(encode_parquet(table), len(block.ids), block.rejects)
 
 
 def _scores_table(block: RowBatch, found: Predictions, *, with_all: bool) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Messages of GRPCInferenceService -> requests of the REST protocol."""
+"""Convert messages of GRPCInferenceService to the objects of the REST protocol."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from serving.protocol.v2_request import InputTensor, RequestBody, RequestedOutpu
 
 
 def to_request_body(message: Any) -> RequestBody:
-    """The message in the words of the REST protocol; raw contents are binary tensors."""
-    raw = [len(content) for content in message.raw_input_contents]
+    """Return a ModelInferRequest as the body of a REST request.
+
+    Raw contents become binary tensors: the body has their sizes, and the caller their bytes.
+    """
+    raw_sizes = [len(content) for content in message.raw_input_contents]
     inputs = []
-    for index, given in enumerate(message.inputs):
-        parameters = _to_parameters(given.parameters)
+    for index, tensor in enumerate(message.inputs):
+        parameters = _to_parameters(tensor.parameters)
         data = None
-        if index < len(raw):
-            parameters["binary_data_size"] = raw[index]
+        if index < len(raw_sizes):
+            parameters["binary_data_size"] = raw_sizes[index]
         else:
-            data = list(given.contents.uint_contents)
-        shape = list(given.shape)
+            data = list(tensor.contents.uint_contents)
         inputs.append(
             InputTensor(
-                name=given.name,
-                shape=shape,
-                datatype=given.datatype,
+                name=tensor.name,
+                shape=list(tensor.shape),
+                datatype=tensor.datatype,
                 data=data,
                 parameters=parameters,
             )
@@ -32,12 +34,13 @@ def to_request_body(message: Any) -> RequestBody:
         inputs=inputs,
         parameters=_to_parameters(message.parameters),
         outputs=[
-            RequestedOutput(name=wanted.name, parameters=_to_parameters(wanted.parameters))
-            for wanted in message.outputs
+            RequestedOutput(name=output.name, parameters=_to_parameters(output.parameters))
+            for output in message.outputs
         ],
     )
 
 
 def _to_parameters(parameters: Any) -> dict[str, Any]:
-    chosen = ((name, value.WhichOneof("parameter_choice")) for name, value in parameters.items())
-    return {name: getattr(parameters[name], kind) for name, kind in chosen if kind}
+    """Return a map of InferParameter as plain values, without those that are not set."""
+    fields = ((name, value.WhichOneof("parameter_choice")) for name, value in parameters.items())
+    return {name: getattr(parameters[name], field) for name, field in fields if field}

@@ -1,7 +1,8 @@
-"""The methods of GRPCInferenceService (V2): they convert and delegate, as the HTTP routes do.
+"""The methods of GRPCInferenceService (V2), which Ray Serve's gRPC ingress calls by name.
 
-Ray Serve's gRPC ingress calls them by their names. Tensors come as raw contents or as typed ones,
-and leave as raw contents.
+A request's tensors are raw or typed contents; a reply's are always raw contents.
+
+To add a method: write it in InferenceService under the name in the protocol, with `@_method`.
 """
 
 from __future__ import annotations
@@ -24,38 +25,41 @@ from serving.protocol.v2_request import check_request
 from serving.protocol.v2_response import output_tensor, to_bytes
 
 SERVICER = "open_inference.grpc.service.add_GRPCInferenceServiceServicer_to_server"
-"""What Ray Serve is told to serve, in `grpc_servicer_functions`."""
+"""The entry of Ray Serve's option `grpc_servicer_functions`."""
 
 PUBLIC_METHODS = {"ServerLive", "ServerReady"}
-"""Methods that need no key."""
+"""Methods that need no API key."""
 
-Convert: TypeAlias = Callable[["InferenceService", Any], Awaitable[Any]]
+Handler: TypeAlias = Callable[["InferenceService", Any], Awaitable[Any]]
 
 Method: TypeAlias = Callable[["InferenceService", Any, RayServegRPCContext], Awaitable[Any]]
 
 
-def _method(convert: Convert) -> Method:
-    """A method that lets in who has a key, and answers a RequestError by its code."""
+def _method(handler: Handler) -> Method:
+    """Return a gRPC method that authenticates, and answers a RequestError by its gRPC code."""
 
-    @wraps(convert)
-    async def call(self: InferenceService, request: Any, grpc_context: RayServegRPCContext) -> Any:
+    @wraps(handler)
+    async def method(
+        self: InferenceService, request: Any, grpc_context: RayServegRPCContext
+    ) -> Any:
         try:
-            if convert.__name__ not in PUBLIC_METHODS:
-                self.authenticate(grpc_context)
-            return await convert(self, request)
+            if handler.__name__ not in PUBLIC_METHODS:
+                self._authenticate(grpc_context)
+            return await handler(self, request)
         except RequestError as error:
             self.watcher.current.batcher.statistics.errors[type(error).__name__] += 1
             grpc_context.set_code(grpc.StatusCode[error.grpc_code])
             grpc_context.set_details(str(error))
             raise
 
-    # Ray looks for grpc_context in the signature, and would find that of what is wrapped.
-    del call.__wrapped__
-    return call
+    # Ray passes grpc_context if the signature has it; inspect would follow __wrapped__ to the
+    # handler's signature, which lacks it.
+    del method.__wrapped__
+    return method
 
 
 class InferenceService:
-    """The methods, for what is served; base of the replica."""
+    """The methods, over the model that the watcher holds; base class of the replica."""
 
     watcher: ModelWatcher
     settings: AppSettings
@@ -81,33 +85,33 @@ class InferenceService:
 
     @_method
     async def ModelMetadata(self, request: Any) -> Any:
-        served = self.watcher.find(request.name, request.version)
-        return pb.ModelMetadataResponse(**v2_metadata.model_metadata(served.model))
+        loaded = self.watcher.find(request.name, request.version)
+        return pb.ModelMetadataResponse(**v2_metadata.model_metadata(loaded.model))
 
     @_method
     async def ModelInfer(self, request: Any) -> Any:
-        served = self.watcher.find(request.model_name, request.model_version)
-        model = served.model
+        loaded = self.watcher.find(request.model_name, request.model_version)
+        model = loaded.model
         binary = memoryview(b"".join(request.raw_input_contents))
-        asked = check_request(
+        infer_request = check_request(
             to_request_body(request), binary, model, max_rows=self.settings.max_request_rows
         )
-        predictions = await served.batcher.predict(asked.images)
+        predictions = await loaded.batcher.predict(infer_request.images)
         reply = pb.ModelInferResponse(
             model_name=model.name, model_version=model.version, id=request.id
         )
         if model.caveat:
             reply.parameters["caveat"].string_param = model.caveat
-        for wanted in asked.outputs:
-            name, datatype, shape, data = output_tensor(model, wanted, predictions)
+        for requested in infer_request.outputs:
+            name, datatype, shape, data = output_tensor(model, requested, predictions)
             reply.outputs.add(name=name, datatype=datatype, shape=shape)
             reply.raw_output_contents.append(to_bytes(data))
         return reply
 
-    def authenticate(self, context: RayServegRPCContext) -> None:
-        """Unauthorized where keys are wanted and the call's metadata has none that is valid."""
+    def _authenticate(self, context: RayServegRPCContext) -> None:
+        """Raise Unauthorized if keys are required and the call's metadata has no valid one."""
+        if not self.settings.api_keys:
+            return
         headers = {key: str(value) for key, value in context.invocation_metadata()}
-        if self.settings.api_keys and not keys.valid(
-            keys.sent_key(headers), self.settings.api_keys
-        ):
-            raise Unauthorized("This server wants an API key. Send authorization: Bearer KEY.")
+        if not keys.valid(keys.sent_key(headers), self.settings.api_keys):
+            raise Unauthorized("This server requires an API key. Send authorization: Bearer KEY.")

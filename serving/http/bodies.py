@@ -1,4 +1,12 @@
-"""Bodies of calls and responses: bounded, packed, and with their headers."""
+"""Read the bodies of requests within their limits, and encode those of responses.
+
+The limits are fields of `serving.config.AppSettings`:
+
+    max_body_bytes      bytes of a body, as sent and again after decompression (--max-body-mib)
+    max_request_rows    files of a form                                        (--max-request-rows)
+
+Both hold for every request. HAProxy, in front, rejects only a Content-Length over the first one.
+"""
 
 from __future__ import annotations
 
@@ -15,40 +23,54 @@ from serving.http import compression
 from serving.http.application import HttpRequest, HttpResponse
 from serving.protocol.types import JSON_LENGTH, Json
 
+LENGTH_DIGITS = 20
+"""Digits that are read of a length: more than any limit has, and few enough for int()."""
 
-async def read_body(call: HttpRequest, settings: AppSettings) -> bytes:
-    """The body, unpacked; it is never read further than its bound."""
-    bound = settings.max_body_bytes
-    declared = call.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared[:20]) > bound:
+
+async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
+    """Return the decompressed body.
+
+    Raise PayloadTooLarge as soon as the declared length, the bytes received or the decompressed
+    bytes exceed `max_body_bytes`; nothing is read after that.
+    """
+    max_bytes = settings.max_body_bytes
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared[:LENGTH_DIGITS]) > max_bytes:
         raise _too_large(settings)
-    chunks, size = list[bytes](), 0
+    chunks = list[bytes]()
+    size = 0
     more = True
     while more:
-        message = await call.receive()
+        message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        if (size := size + len(chunks[-1])) > bound:
+        chunk = message.get("body", b"")
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
             raise _too_large(settings)
         more = message.get("more_body", False)
-    packed = call.headers.get("content-encoding", "identity")
-    return compression.decompress(b"".join(chunks), packed, max_bytes=bound)
+    encoding = request.headers.get("content-encoding", "identity")
+    return compression.decompress(b"".join(chunks), encoding, max_bytes=max_bytes)
 
 
-async def read_files(call: HttpRequest, settings: AppSettings) -> list[bytes]:
-    """The files of a form; RequestInvalid where there are none, or more than rows in a request."""
-    body = await read_body(call, settings)
+async def read_files(request: HttpRequest, settings: AppSettings) -> list[bytes]:
+    """Return the files of a form.
+
+    Raise RequestInvalid if there are none or more than `max_request_rows`, and PayloadTooLarge as
+    `read_body` does.
+    """
+    body = await read_body(request, settings)
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
         yield b""
 
-    most = settings.max_request_rows
+    max_files = settings.max_request_rows
     parser = MultiPartParser(
-        Headers(call.headers),
+        Headers(request.headers),
         stream(),
-        max_files=most,
+        max_files=max_files,
         max_fields=0,
         max_part_size=settings.max_body_bytes,
     )
@@ -56,22 +78,25 @@ async def read_files(call: HttpRequest, settings: AppSettings) -> list[bytes]:
         form = await parser.parse()
     except MultiPartException as error:
         raise RequestInvalid(
-            f"Not a form with 1 to {most} files: {safe_repr(error.message)}. Send each picture as "
-            "a file, as by curl -F image=@digit.png."
+            f"Not a form with 1 to {max_files} files: {safe_repr(error.message)}. Send each image "
+            "as a file, for example with curl -F image=@digit.png."
         ) from None
-    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-    found = [await file.read() for file in files]
+    uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    contents = [await upload.read() for upload in uploads]
     await form.close()
-    if not found:
-        raise RequestInvalid("The form has no file. Send one, as by curl -F image=@digit.png.")
-    return found
+    if not contents:
+        raise RequestInvalid(
+            "The form has no file. Send one, for example with curl -F image=@digit.png."
+        )
+    return contents
 
 
-def json_length(call: HttpRequest) -> int | None:
-    """The length of the JSON before binary tensors, or None where all is JSON."""
-    if (header := call.headers.get(JSON_LENGTH)) is None:
+def json_length(request: HttpRequest) -> int | None:
+    """Return the length of the JSON before binary tensors; None if the whole body is JSON."""
+    header = request.headers.get(JSON_LENGTH)
+    if header is None:
         return None
-    if not (header.isascii() and header.isdecimal() and len(header) < 20):
+    if not (header.isascii() and header.isdecimal() and len(header) < LENGTH_DIGITS):
         raise RequestInvalid(
             f"Inference-Header-Content-Length is {safe_repr(header)}. Send the number of bytes of "
             "JSON, or 0 for raw pixels."
@@ -79,18 +104,18 @@ def json_length(call: HttpRequest) -> int | None:
     return int(header)
 
 
-def respond_json(call: HttpRequest, content: Json | list[Json]) -> HttpResponse:
-    """The content as JSON, packed as the client asks."""
-    return respond(call, to_json(content), {"content-type": "application/json"})
+def respond_json(request: HttpRequest, content: Json | list[Json]) -> HttpResponse:
+    """Return a response in JSON, compressed if the client accepts that."""
+    return respond(request, to_json(content), {"content-type": "application/json"})
 
 
-def respond(call: HttpRequest, body: bytes, headers: dict[str, str]) -> HttpResponse:
-    """The body, packed as the client asks where that is worth it."""
+def respond(request: HttpRequest, body: bytes, headers: dict[str, str]) -> HttpResponse:
+    """Return a response, compressed if the client accepts that and the body is not short."""
     if len(body) >= compression.MIN_BYTES:
-        wanted = compression.negotiate(call.headers.get("accept-encoding", ""))
-        if wanted != "identity":
-            body = compression.compress(body, wanted)
-            headers = headers | {"content-encoding": wanted}
+        encoding = compression.negotiate(request.headers.get("accept-encoding", ""))
+        if encoding != "identity":
+            body = compression.compress(body, encoding)
+            headers = headers | {"content-encoding": encoding}
     return HttpResponse(body, headers)
 
 

@@ -1,4 +1,8 @@
-"""The HTTP routes: they convert and delegate, and raise what `asgi` answers as errors."""
+"""The HTTP routes: a table of address, method and handler, and the handlers.
+
+A handler reads the request, calls the protocol and the batcher, and returns a response; it raises
+the errors of `serving.errors`, which the application answers.
+"""
 
 from __future__ import annotations
 
@@ -22,46 +26,54 @@ from serving.http.application import (
     RouteTable,
 )
 from serving.http.bodies import json_length, read_body, read_files, respond, respond_json
-from serving.model import image_input
 from serving.model.watcher import LoadedModel, ModelWatcher
-from serving.protocol import openapi, v1, v2_metadata
+from serving.protocol import image_input, openapi, v1, v2_metadata
 from serving.protocol.types import JSON_LENGTH, Json
 from serving.protocol.v2_request import parse_raw, parse_request
 from serving.protocol.v2_response import build_reply
 
-PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+"""Files of the drawing page in `serving/web`, by address."""
 
-PUBLIC_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", *PAGE})
+MEDIA_TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript", "css": "text/css"}
 
-TYPES = {"html": "text/html; charset=utf-8", "js": "text/javascript", "css": "text/css"}
+PUBLIC_PATHS = frozenset({"/v2/health/live", "/v2/health/ready", *PAGE_FILES})
+"""Addresses that need no API key."""
+
+
+def route_table(handlers: Handlers) -> RouteTable:
+    """Return all routes.
+
+    To add a route: write a method of Handlers, and add a line here. {model} stands for a model's
+    name, or for NAME/versions/VERSION. Describe the route in `serving/protocol/openapi.py`.
+    """
+    return {
+        "/predict": {"POST": handlers.predict},
+        "/openapi.json": {"GET": handlers.openapi},
+        "/v2": {"GET": handlers.server},
+        "/v2/": {"GET": handlers.server},
+        "/v2/health/live": {"GET": handlers.live},
+        "/v2/health/ready": {"GET": handlers.ready},
+        "/v2/models/stats": {"GET": handlers.stats},
+        "/v2/models/{model}": {"GET": handlers.model},
+        "/v2/models/{model}/ready": {"GET": handlers.model_ready},
+        "/v2/models/{model}/config": {"GET": handlers.config},
+        "/v2/models/{model}/stats": {"GET": handlers.stats},
+        "/v2/models/{model}/infer": {"POST": handlers.infer},
+        "/v2/repository/index": {"POST": handlers.index},
+        "/v1/models": {"GET": handlers.v1_models},
+        "/v1/models/{model}": {"GET": handlers.model_ready},
+        "/v1/models/{model}:predict": {"POST": handlers.v1_predict},
+        **{address: {"GET": _page_handler(name)} for address, name in PAGE_FILES.items()},
+    }
 
 
 def build_routes(
     watcher: ModelWatcher, settings: AppSettings, background: Sequence[BackgroundTask] = ()
 ) -> ASGIApp:
-    """The ASGI application that answers for what is served; `background` runs while it does."""
-    routes = _Routes(watcher, settings)
-    table: RouteTable = {
-        "/predict": {"POST": routes.predict},
-        "/openapi.json": {"GET": routes.openapi},
-        "/v2": {"GET": routes.server},
-        "/v2/": {"GET": routes.server},
-        "/v2/health/live": {"GET": routes.live},
-        "/v2/health/ready": {"GET": routes.ready},
-        "/v2/models/stats": {"GET": routes.stats},
-        "/v2/models/MODEL": {"GET": routes.model},
-        "/v2/models/MODEL/ready": {"GET": routes.model_ready},
-        "/v2/models/MODEL/config": {"GET": routes.config},
-        "/v2/models/MODEL/stats": {"GET": routes.stats},
-        "/v2/models/MODEL/infer": {"POST": routes.infer},
-        "/v2/repository/index": {"POST": routes.index},
-        "/v1/models": {"GET": routes.v1_models},
-        "/v1/models/MODEL": {"GET": routes.model_ready},
-        "/v1/models/MODEL:predict": {"POST": routes.v1_predict},
-        **{address: {"GET": _page(name)} for address, name in PAGE.items()},
-    }
+    """Return the ASGI application that serves the watcher's model and runs `background`."""
     return Application(
-        table,
+        route_table(Handlers(watcher, settings)),
         watcher,
         digests=settings.api_keys,
         public_paths=PUBLIC_PATHS,
@@ -69,108 +81,124 @@ def build_routes(
     )
 
 
-class _Routes:
+class Handlers:
+    """The handlers of the route table, over the model that the watcher holds."""
+
     def __init__(self, watcher: ModelWatcher, settings: AppSettings) -> None:
         self._watcher = watcher
         self._settings = settings
 
-    async def server(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, v2_metadata.SERVER)
+    async def server(self, request: HttpRequest) -> HttpResponse:
+        return respond_json(request, v2_metadata.SERVER)
 
-    async def live(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, {"live": True})
+    async def live(self, request: HttpRequest) -> HttpResponse:
+        return respond_json(request, {"live": True})
 
-    async def ready(self, call: HttpRequest) -> HttpResponse:
+    async def ready(self, request: HttpRequest) -> HttpResponse:
         self._watcher.require_ready()
-        return respond_json(call, {"ready": True})
+        return respond_json(request, {"ready": True})
 
-    async def openapi(self, call: HttpRequest) -> HttpResponse:
+    async def openapi(self, request: HttpRequest) -> HttpResponse:
         keys = bool(self._settings.api_keys)
-        return respond_json(call, openapi.document(self._watcher.current.model, keys=keys))
+        return respond_json(request, openapi.document(self._watcher.current.model, keys=keys))
 
-    async def index(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, v2_metadata.repository_index(self._watcher.current.model))
+    async def index(self, request: HttpRequest) -> HttpResponse:
+        return respond_json(request, v2_metadata.repository_index(self._watcher.current.model))
 
-    async def model(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, v2_metadata.model_metadata(self._served(call).model))
+    async def model(self, request: HttpRequest) -> HttpResponse:
+        return respond_json(request, v2_metadata.model_metadata(self._find_model(request).model))
 
-    async def model_ready(self, call: HttpRequest) -> HttpResponse:
-        served, refused = self._served(call), self._watcher.rejected
+    async def model_ready(self, request: HttpRequest) -> HttpResponse:
+        model = self._find_model(request).model
+        rejected = self._watcher.rejected
         self._watcher.require_ready()
-        answer: Json = {"name": served.model.name, "ready": True, "version": served.model.version}
-        if refused:
-            answer["refused"] = {"version": refused.version, "reason": refused.reason}
-        return respond_json(call, answer)
+        answer: Json = {"name": model.name, "ready": True, "version": model.version}
+        if rejected:
+            answer["refused"] = {"version": rejected.version, "reason": rejected.reason}
+        return respond_json(request, answer)
 
-    async def config(self, call: HttpRequest) -> HttpResponse:
-        model, max_rows = self._served(call).model, self._settings.max_request_rows
-        return respond_json(call, v2_metadata.model_config(model, max_rows=max_rows))
+    async def config(self, request: HttpRequest) -> HttpResponse:
+        model = self._find_model(request).model
+        max_rows = self._settings.max_request_rows
+        return respond_json(request, v2_metadata.model_config(model, max_rows=max_rows))
 
-    async def stats(self, call: HttpRequest) -> HttpResponse:
-        served = self._served(call)
-        return respond_json(call, served.batcher.statistics.json(served.model))
+    async def stats(self, request: HttpRequest) -> HttpResponse:
+        loaded = self._find_model(request)
+        return respond_json(request, loaded.batcher.statistics.json(loaded.model))
 
-    async def infer(self, call: HttpRequest) -> HttpResponse:
-        served, json_bytes = self._served(call), json_length(call)
+    async def infer(self, request: HttpRequest) -> HttpResponse:
+        loaded = self._find_model(request)
+        json_bytes = json_length(request)
         if json_bytes is not None:
-            # Of binary tensors the length tells the rows, so none is read in vain.
-            length = int(call.headers.get("content-length", "0")) - json_bytes
-            served.batcher.require_room(length // served.model.image.num_pixels)
-        body = await read_body(call, self._settings)
+            # The length of a binary body gives its row count, so refuse it before reading.
+            binary_bytes = int(request.headers.get("content-length", "0")) - json_bytes
+            loaded.batcher.require_room(binary_bytes // loaded.model.image.num_pixels)
+        body = await read_body(request, self._settings)
         max_rows = self._settings.max_request_rows
         if json_bytes == 0:
-            binary = "application/json" not in call.headers.get("accept", "")
-            asked = parse_raw(body, served.model, binary=binary, max_rows=max_rows)
+            # Raw pixels cannot say how they want the reply, so Accept does.
+            binary = "application/json" not in request.headers.get("accept", "")
+            infer_request = parse_raw(body, loaded.model, binary=binary, max_rows=max_rows)
         else:
-            asked = parse_request(body, json_bytes, served.model, max_rows=max_rows)
-        reply = build_reply(served.model, asked, await served.batcher.predict(asked.images))
+            infer_request = parse_request(body, json_bytes, loaded.model, max_rows=max_rows)
+        predictions = await loaded.batcher.predict(infer_request.images)
+        reply = build_reply(loaded.model, infer_request, predictions)
         if reply.json_bytes is None:
-            return respond(call, reply.body, {"content-type": "application/json"})
+            return respond(request, reply.body, {"content-type": "application/json"})
         headers = {
             "content-type": "application/octet-stream",
             JSON_LENGTH: str(reply.json_bytes),
         }
-        return respond(call, reply.body, headers)
+        return respond(request, reply.body, headers)
 
-    async def v1_models(self, call: HttpRequest) -> HttpResponse:
-        return respond_json(call, {"models": [self._watcher.current.model.name]})
+    async def v1_models(self, request: HttpRequest) -> HttpResponse:
+        return respond_json(request, {"models": [self._watcher.current.model.name]})
 
-    async def v1_predict(self, call: HttpRequest) -> HttpResponse:
-        served = self._served(call)
-        body, max_rows = await read_body(call, self._settings), self._settings.max_request_rows
-        asked = v1.parse_instances(body, served.model, max_rows=max_rows)
-        return respond_json(call, v1.predictions_json(await served.batcher.predict(asked)))
+    async def v1_predict(self, request: HttpRequest) -> HttpResponse:
+        loaded = self._find_model(request)
+        body = await read_body(request, self._settings)
+        max_rows = self._settings.max_request_rows
+        images = v1.parse_instances(body, loaded.model, max_rows=max_rows)
+        predictions = await loaded.batcher.predict(images)
+        return respond_json(request, v1.predictions_json(predictions))
 
-    async def predict(self, call: HttpRequest) -> HttpResponse:
-        """One picture as the body, or several as the files of a form."""
-        served = self._served(call)
-        model = served.model
-        named: Json = {"model_name": model.name, "model_version": model.version}
+    async def predict(self, request: HttpRequest) -> HttpResponse:
+        """Predict one image, which is the body, or several, which are the files of a form."""
+        loaded = self._find_model(request)
+        model = loaded.model
+        model_fields: Json = {"model_name": model.name, "model_version": model.version}
         if model.caveat:
-            named["caveat"] = model.caveat
-        if not call.headers.get("content-type", "").startswith("multipart/form-data"):
-            shown = await _read(await read_body(call, self._settings), model)
-            predictions = await served.batcher.predict(shown.pixels[None])
-            answer = _describe(model, shown, predictions, 0)
-            if parse_qs(call.query).get("pixels") == ["true"]:
-                answer["pixels"] = shown.pixels.tolist()
-            return respond_json(call, answer | named)
-        pictures = [await _read(data, model) for data in await read_files(call, self._settings)]
-        predictions = await served.batcher.predict(np.stack([shown.pixels for shown in pictures]))
-        answers = [_describe(model, shown, predictions, k) for k, shown in enumerate(pictures)]
-        return respond_json(call, {"predictions": answers} | named)
+            model_fields["caveat"] = model.caveat
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            bodies = await read_files(request, self._settings)
+            model_inputs = [await _read_image(body, model) for body in bodies]
+            images = np.stack([model_input.pixels for model_input in model_inputs])
+            predictions = await loaded.batcher.predict(images)
+            answers = [
+                _describe(model, model_input, predictions, row)
+                for row, model_input in enumerate(model_inputs)
+            ]
+            return respond_json(request, {"predictions": answers} | model_fields)
+        model_input = await _read_image(await read_body(request, self._settings), model)
+        predictions = await loaded.batcher.predict(model_input.pixels[None])
+        answer = _describe(model, model_input, predictions, 0)
+        if parse_qs(request.query).get("pixels") == ["true"]:
+            answer["pixels"] = model_input.pixels.tolist()
+        return respond_json(request, answer | model_fields)
 
-    def _served(self, call: HttpRequest) -> LoadedModel:
-        return self._watcher.find(call.model, call.version)
+    def _find_model(self, request: HttpRequest) -> LoadedModel:
+        return self._watcher.find(request.model, request.version)
 
 
-async def _read(data: bytes, model: ModelManifest) -> image_input.ModelInput:
-    return await asyncio.to_thread(image_input.read_image, data, model.image)
+async def _read_image(body: bytes, model: ModelManifest) -> image_input.ModelInput:
+    # In a thread: decoding a large image file would stop the event loop.
+    return await asyncio.to_thread(image_input.read_image, body, model.image)
 
 
 def _describe(
-    model: ModelManifest, shown: image_input.ModelInput, predictions: Predictions, row: int
+    model: ModelManifest, model_input: image_input.ModelInput, predictions: Predictions, row: int
 ) -> Json:
+    """Return the answer for one image; `row` is its row in the predictions."""
     class_names = model.image.class_names
     prediction = int(predictions.prediction[row])
     probabilities = predictions.probabilities[row].tolist()
@@ -178,21 +206,21 @@ def _describe(
         "prediction": prediction,
         "class_name": class_names[prediction],
         "probabilities": dict(zip(class_names, probabilities, strict=True)),
-        "inverted": shown.inverted,
-        "fitted": shown.fitted,
+        "inverted": model_input.inverted,
+        "fitted": model_input.fitted,
     }
 
 
-def _page(name: str) -> Handler:
-    """The route of a file of the drawing page, which loads nothing from elsewhere."""
+def _page_handler(name: str) -> Handler:
+    """Return the handler of a file of the drawing page, which may load nothing from elsewhere."""
     content = (files("serving") / "web" / name).read_bytes()
     headers = {
-        "content-type": TYPES[name.rpartition(".")[2]],
+        "content-type": MEDIA_TYPES[name.rpartition(".")[2]],
         "content-security-policy": "default-src 'self'",
         "cache-control": "no-cache",
     }
 
-    async def answer(call: HttpRequest) -> HttpResponse:
-        return respond(call, content, headers)
+    async def respond_with_file(request: HttpRequest) -> HttpResponse:
+        return respond(request, content, headers)
 
-    return answer
+    return respond_with_file

@@ -1,7 +1,10 @@
 """The OpenAPI document of the server, for the model that it serves: GET /openapi.json.
 
-Of requests for predictions it describes those with one image, whose sizes a schema can state; the
-protocol's documents describe batches and binary tensors, and the README forms of several pictures.
+It describes requests that predict one image, because a schema can state its size. Batches and
+binary tensors are described by the protocol's own documents, and forms with several image files by
+docs/serving.md.
+
+To add a route: add it to the table in `serving/http/routes.py`, and its operation here.
 """
 
 from __future__ import annotations
@@ -13,70 +16,30 @@ from pipeline.contract import INPUT, PIXEL_MAX, ImageSpec
 from serving.protocol.types import Json
 from serving.protocol.v2_metadata import SERVER
 
-REFUSALS = {
-    400: "The request is not one that the model can be shown.",
-    401: "There is no API key, or one that is not valid.",
-    404: "The server does not serve this model or version.",
+ERROR_DESCRIPTIONS = {
+    400: "The request breaks the protocol, or does not fit the model.",
+    401: "The API key is missing or not valid.",
+    404: "The model or version is not served here.",
     405: "The address does not take this method.",
-    408: "The request was not whole in time.",
-    413: "The body or the number of images is over its bound.",
-    415: "The body is in a format or encoding that is not understood.",
-    422: "The picture is damaged, blank, or over its bound.",
+    408: "The request was not complete in time.",
+    413: "The body, or the number of images, exceeds its limit.",
+    415: "The format or encoding of the body is not supported.",
+    422: "The image is damaged, blank, or too large.",
     503: "The queue is full, or the server is not ready: send the request again after Retry-After.",
 }
 
-BODY = (400, 408, 413, 415, 503)
+BODY_ERRORS = (400, 408, 413, 415, 503)
+"""Statuses of every operation that has a body."""
+
+MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 
 
 def document(model: ModelManifest, *, keys: bool) -> Json:
-    """The document, OpenAPI 3.1; `keys` says whether the server wants API keys."""
-    image = model.image
-    named: Json = {"model_name": _string(), "model_version": _string()}
-    picture = {kind: {"schema": _binary()} for kind in ("image/png", "image/jpeg")}
-    described = _prediction_schema(image)
-    paths: Json = {
-        "/v2": {"get": _operation("Server metadata", _any_object())},
-        "/v2/health/live": {
-            "get": _operation("Is the server there?", _any_object(), public_paths=True)
-        },
-        "/v2/health/ready": {"get": _operation("Is it ready?", _any_object(), public_paths=True)},
-        "/v2/models/stats": {"get": _operation("Statistics", _any_object())},
-        "/v2/repository/index": {"post": _operation("The models", {"type": "array"})},
-        "/v1/models": {"get": _operation("The models, V1", _any_object())},
-        "/v1/models/{name}": _model_path(
-            {"get": _operation("Is it ready? V1", _any_object(), 404)}, model
-        ),
-        "/v1/models/{name}:predict": _model_path(
-            {
-                "post": _operation(
-                    "Predictions, V1", _any_object(), *BODY, 404, body=_json(_v1(image))
-                )
-            },
-            model,
-        ),
-        "/predict": {
-            "post": _operation(
-                "The class of a picture",
-                _object(described | named) | {"additionalProperties": True},
-                *BODY,
-                422,
-                body=picture,
-            )
-        },
-    }
-    of_model = {
-        "": ("get", _operation("Metadata", _any_object(), 404)),
-        "/ready": ("get", _operation("Is it ready?", _any_object(), 404)),
-        "/config": ("get", _operation("Configuration", _any_object(), 404)),
-        "/stats": ("get", _operation("Statistics", _any_object(), 404)),
-        "/infer": (
-            "post",
-            _operation("Predictions", _any_object(), *BODY, 404, body=_json(_v2(image))),
-        ),
-    }
-    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        for end, (method, operation) in of_model.items():
-            paths[path + end] = _model_path({method: operation}, model, "{version}" in path)
+    """Return the document, OpenAPI 3.1; `keys` says whether the server requires API keys."""
+    paths = _server_paths() | _v1_paths(model) | _predict_path(model.image)
+    for path in MODEL_PATHS:
+        for suffix, methods in _model_operations(model.image).items():
+            paths[path + suffix] = _model_path(methods, model, version="{version}" in path)
     return {
         "openapi": "3.1.0",
         "info": {"title": SERVER["name"], "version": SERVER["version"]},
@@ -89,26 +52,75 @@ def document(model: ModelManifest, *, keys: bool) -> Json:
     }
 
 
+def _server_paths() -> Json:
+    live = _operation("Whether the server runs", _any_object(), public=True)
+    ready = _operation("Whether the model passes its self-test", _any_object(), public=True)
+    return {
+        "/v2": {"get": _operation("Server metadata", _any_object())},
+        "/v2/health/live": {"get": live},
+        "/v2/health/ready": {"get": ready},
+        "/v2/models/stats": {"get": _operation("Statistics", _any_object())},
+        "/v2/repository/index": {"post": _operation("List of models", {"type": "array"})},
+    }
+
+
+def _v1_paths(model: ModelManifest) -> Json:
+    ready = _operation("Whether the model is ready, V1", _any_object(), 404)
+    predict = _operation(
+        "Predictions, V1", _any_object(), *BODY_ERRORS, 404, body=_json(_v1_request(model.image))
+    )
+    return {
+        "/v1/models": {"get": _operation("List of models, V1", _any_object())},
+        "/v1/models/{name}": _model_path({"get": ready}, model),
+        "/v1/models/{name}:predict": _model_path({"post": predict}, model),
+    }
+
+
+def _predict_path(image: ImageSpec) -> Json:
+    model_names: Json = {"model_name": _string(), "model_version": _string()}
+    # The answer may have more: `caveat`, and `pixels` if the query asks for them.
+    answer = _object(_prediction_schema(image) | model_names) | {"additionalProperties": True}
+    image_file = {media_type: {"schema": _binary()} for media_type in ("image/png", "image/jpeg")}
+    predict = _operation("The class of an image file", answer, *BODY_ERRORS, 422, body=image_file)
+    return {"/predict": {"post": predict}}
+
+
+def _model_operations(image: ImageSpec) -> dict[str, Json]:
+    """Return the operations of a model or version, by the end of the address."""
+    infer = _operation(
+        "Predictions", _any_object(), *BODY_ERRORS, 404, body=_json(_v2_request(image))
+    )
+    return {
+        "": {"get": _operation("Model metadata", _any_object(), 404)},
+        "/ready": {"get": _operation("Whether the model is ready", _any_object(), 404)},
+        "/config": {"get": _operation("Model configuration", _any_object(), 404)},
+        "/stats": {"get": _operation("Statistics", _any_object(), 404)},
+        "/infer": {"post": infer},
+    }
+
+
 def _operation(
     summary: str,
     answer: Json,
-    *refusals: int,
+    *errors: int,
     body: Json | None = None,
-    public_paths: bool = False,
+    public: bool = False,
 ) -> Json:
+    """Return an operation; `errors` are its statuses beside 401 and 405, which all can have."""
     error = _json({"$ref": "#/components/schemas/Error"})
     responses: Json = {"200": {"description": "The answer.", "content": _json(answer)}}
-    for status in sorted({*refusals, 401, 405}):
-        responses[str(status)] = {"description": REFUSALS[status], "content": error}
+    for status in sorted({*errors, 401, 405}):
+        responses[str(status)] = {"description": ERROR_DESCRIPTIONS[status], "content": error}
     operation: Json = {"summary": summary, "responses": responses}
     if body:
         operation["requestBody"] = {"required": True, "content": body}
-    if public_paths:
+    if public:
         operation["security"] = []
     return operation
 
 
-def _model_path(methods: Json, model: ModelManifest, version: bool = False) -> Json:
+def _model_path(methods: Json, model: ModelManifest, *, version: bool = False) -> Json:
+    """Return a path whose name, and version, can only be those of the served model."""
     names = {"name": model.name} | ({"version": model.version} if version else {})
     parameters = [
         {
@@ -122,7 +134,7 @@ def _model_path(methods: Json, model: ModelManifest, version: bool = False) -> J
     return {"parameters": parameters, **methods}
 
 
-def _v2(image: ImageSpec) -> Json:
+def _v2_request(image: ImageSpec) -> Json:
     tensor = {
         "name": {"const": INPUT},
         "datatype": {"const": "UINT8"},
@@ -134,9 +146,9 @@ def _v2(image: ImageSpec) -> Json:
     return request
 
 
-def _v1(image: ImageSpec) -> Json:
+def _v1_request(image: ImageSpec) -> Json:
     instances = {"type": "array", "items": _pixels(image), "minItems": 1}
-    # Clients of TensorFlow Serving send more, such as signature_name.
+    # Clients of TensorFlow Serving send more fields, such as signature_name.
     return _object({"instances": instances}) | {"additionalProperties": True}
 
 

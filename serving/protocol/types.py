@@ -1,4 +1,4 @@
-"""The names and types that requests and answers of the Open Inference Protocol share."""
+"""Names and types that requests and replies of the Open Inference Protocol share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}
 """The protocol's names of numpy's dtypes."""
 
 JSON_LENGTH = "inference-header-content-length"
-"""The header of a body in which binary tensors follow so many bytes of JSON."""
+"""The header that gives the length in bytes of the JSON; binary tensors follow the JSON."""
 
 Json: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Output:
-    """An output to send: as binary, or the `num_classes` best classes of each row in its place."""
+    """An output to send. If `num_classes` is not 0, send each row's best classes instead."""
 
     name: str
     binary: bool = False
@@ -27,7 +27,7 @@ class Output:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A checked request: images uint8 (N, height, width), N >= 1, and the outputs to send."""
+    """A validated request: images uint8 (N, height, width), N >= 1, and the outputs to send."""
 
     images: UInt8Array
     outputs: tuple[Output, ...]

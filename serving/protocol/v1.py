@@ -1,4 +1,4 @@
-"""The V1 protocol of TensorFlow Serving and KServe: instances -> arrays, predictions -> JSON."""
+"""The V1 protocol of TensorFlow Serving and KServe: instances to arrays, predictions to JSON."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.contract import INPUT, Predictions
 from serving.errors import PayloadTooLarge, RequestInvalid
-from serving.model.image_input import read_image
+from serving.protocol.image_input import read_image
 from serving.protocol.types import Json
 from serving.protocol.v2_request import parse_json, pixels_from_json
 
 
 def parse_instances(body: bytes, model: ModelManifest, *, max_rows: int) -> UInt8Array:
-    """Images uint8 (N, height, width) of a V1 request.
+    """Return the images of a V1 request, uint8 (N, height, width).
 
-    An instance is the pixels of an image, nested or flat, {"image": pixels}, or {"b64": a PNG, a
-    JPEG or raw pixels in base64}.
+    An instance is the pixels of an image, nested or flat, {"image": pixels}, or {"b64": ...} with a
+    PNG, a JPEG or raw pixels in base64. Raise RequestInvalid if the body is not such a request,
+    PayloadTooLarge if it has more than `max_rows` instances, and the errors of `read_image`.
     """
     request = parse_json(body)
     instances = request.get("instances") if isinstance(request, dict) else None
@@ -29,29 +30,41 @@ def parse_instances(body: bytes, model: ModelManifest, *, max_rows: int) -> UInt
         raise RequestInvalid('Not a V1 request. Send {"instances": [image, ...]}, one or more.')
     if len(instances) > max_rows:
         raise PayloadTooLarge(
-            f"The request has {len(instances)} instances, but one may have {max_rows}. "
+            f"The request has {len(instances)} instances, but at most {max_rows} are allowed. "
             "Send them in several requests."
         )
     return np.stack([_instance_image(instance, model) for instance in instances])
 
 
 def predictions_json(predictions: Predictions) -> Json:
-    """The answer: of each instance the probabilities and the prediction."""
+    """Return the reply: the probabilities and the prediction of each instance."""
     rows = zip(predictions.probabilities.tolist(), predictions.prediction.tolist(), strict=True)
-    return {"predictions": [{"probabilities": p, "prediction": k} for p, k in rows]}
+    return {
+        "predictions": [
+            {"probabilities": probabilities, "prediction": prediction}
+            for probabilities, prediction in rows
+        ]
+    }
 
 
 def _instance_image(instance: Any, model: ModelManifest) -> UInt8Array:
     if isinstance(instance, dict):
-        if isinstance(encoded := instance.get("b64"), str) and len(instance) == 1:
-            try:
-                return read_image(base64.b64decode(encoded, validate=True), model.image).pixels
-            except (binascii.Error, ValueError):
-                raise RequestInvalid("An instance's b64 is not base64. Encode it again.") from None
+        encoded = instance.get("b64")
+        if isinstance(encoded, str) and len(instance) == 1:
+            return _decode_base64(encoded, model)
         if list(instance) != [INPUT]:
-            raise RequestInvalid(f'An instance has other fields than "{INPUT}" or "b64".')
+            raise RequestInvalid(
+                f'An instance has fields other than "{INPUT}" or "b64". Send one of these two.'
+            )
         instance = instance[INPUT]
     nested = isinstance(instance, list) and instance and isinstance(instance[0], list)
     image: UInt8Array
     (image,) = pixels_from_json([instance] if nested else instance, [1, *model.image.shape])
     return image
+
+
+def _decode_base64(encoded: str, model: ModelManifest) -> UInt8Array:
+    try:
+        return read_image(base64.b64decode(encoded, validate=True), model.image).pixels
+    except (binascii.Error, ValueError):
+        raise RequestInvalid("An instance's b64 is not base64. Encode it again.") from None

@@ -1,7 +1,7 @@
-"""Open Inference Protocol (V2): its words for the model and its tensors, and what describes them.
+"""Metadata of the Open Inference Protocol (V2): the server, the model and its tensors.
 
-Knows nothing of HTTP. Only the model's manifest says what its tensors are. The extensions are those
-of Triton's documentation, docs/protocol/extension_*.md.
+All that describes a tensor comes from the model's manifest. The extensions are those of Triton's
+documentation, docs/protocol/extension_*.md.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from serving.protocol.types import DATATYPES, Json
 
 SERVER = {
     "name": "ray-onnx-pipeline",
-    "version": "0.1.0",
+    "version": "0.2.0",
     "extensions": ["binary_tensor_data", "classification", "model_configuration", "statistics"],
 }
-"""Metadata of the server, as GET /v2 answers it."""
+"""Metadata of the server, the answer to GET /v2."""
 
 PLATFORM = "onnx_onnxv1"
 
 
 def model_metadata(model: ModelManifest) -> Json:
-    """What GET /v2/models/NAME answers."""
+    """Return the answer to GET /v2/models/NAME."""
     return {
         "name": model.name,
         "versions": [model.version],
@@ -31,7 +31,7 @@ def model_metadata(model: ModelManifest) -> Json:
 
 
 def model_config(model: ModelManifest, *, max_rows: int) -> Json:
-    """What GET /v2/models/NAME/config answers: Triton's ModelConfig as JSON."""
+    """Return the answer to GET /v2/models/NAME/config: Triton's ModelConfig as JSON."""
     return {
         "name": model.name,
         "platform": "onnxruntime_onnx",
@@ -45,7 +45,7 @@ def model_config(model: ModelManifest, *, max_rows: int) -> Json:
 
 
 def repository_index(model: ModelManifest) -> list[Json]:
-    """What POST /v2/repository/index answers: what is served."""
+    """Return the answer to POST /v2/repository/index: the one model that is served."""
     return [{"name": model.name, "version": model.version, "state": "READY", "reason": ""}]
 
 
@@ -55,7 +55,7 @@ def _tensor_metadata(spec: TensorSpec) -> Json:
 
 def _tensor_config(spec: TensorSpec) -> Json:
     config: Json = {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}"}
-    # The axis of the batch is left out there, and a tensor must have another.
+    # Triton's dims leave out the batch axis but must not be empty: (N,) is (N, 1), reshaped.
     if len(spec.shape) == 1:
         return config | {"dims": [1], "reshape": {"shape": []}}
     return config | {"dims": list(spec.shape[1:])}

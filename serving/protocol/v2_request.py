@@ -1,6 +1,7 @@
-"""Infer requests of the Open Inference Protocol -> arrays: JSON, binary tensors, raw pixels.
+"""Infer requests of the Open Inference Protocol: JSON, binary tensors or raw pixels to arrays.
 
-`Request` is what every form of a request is brought into, and `check` what each must then pass.
+HTTP bodies come through `parse_request` or `parse_raw`. gRPC messages are converted to a
+`RequestBody`, the form of the JSON, and come through `check_request`, as `parse_request` does.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ Parameters: TypeAlias = dict[str, bool | int | float | str]
 
 
 class StrictModel(BaseModel):
-    """Base of the objects of a request."""
+    """Base of the objects of a request: no unknown fields, no conversion of types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class InputTensor(StrictModel):
+    """An input: its values are `data`, or `binary_data_size` bytes after the JSON."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -37,15 +40,19 @@ class InputTensor(StrictModel):
 
 
 class RequestedOutput(StrictModel):
+    """An output that the client asks for by name."""
+
     name: str
     parameters: Parameters = {}
 
 
 class RequestBody(StrictModel):
+    """The JSON of an infer request."""
+
     inputs: list[InputTensor]
     id: str | None = None
     model_name: str | None = None
-    """What the address says already; KServe's client repeats it."""
+    """Ignored, as is `model_version`: the address names both, and KServe's client repeats them."""
     model_version: str | None = None
     parameters: Parameters = {}
     outputs: list[RequestedOutput] | None = None
@@ -54,51 +61,59 @@ class RequestBody(StrictModel):
 def parse_request(
     body: bytes, json_bytes: int | None, model: ModelManifest, *, max_rows: int
 ) -> InferRequest:
-    """An infer request; RequestInvalid or PayloadTooLarge where it is not one to run.
+    """Return the infer request in a body of JSON, followed by binary tensors or not.
 
-    `json_bytes` of the body are JSON, and binary tensors follow; None stands for all of it.
+    The first `json_bytes` bytes are JSON; None means all of them. Raise RequestInvalid if the body
+    breaks the protocol or does not fit the model, PayloadTooLarge if it has more than `max_rows`
+    rows.
     """
     size = len(body) if json_bytes is None else json_bytes
     if size > len(body):
         raise RequestInvalid(
-            f"The JSON of the request is said to have {size} bytes, but the body has {len(body)}. "
-            "Send the length of the JSON part."
+            f"The JSON of the request should have {size} bytes, but the whole body has "
+            f"{len(body)} bytes. Send the length of the JSON alone."
         )
-    request = _parse_json(body[:size] if size < len(body) else body)
+    request = _parse_body(body[:size] if size < len(body) else body)
     return check_request(request, memoryview(body)[size:], model, max_rows=max_rows)
 
 
 def check_request(
     request: RequestBody, binary: memoryview, model: ModelManifest, *, max_rows: int
 ) -> InferRequest:
-    """What a request asks of this model, its binary tensors being these bytes.
+    """Return the infer request if this model can answer it; `binary` holds its binary tensors.
 
-    Raises RequestInvalid or PayloadTooLarge where it is not one to run.
+    Raise RequestInvalid if it does not fit the model, PayloadTooLarge if it has more than
+    `max_rows` rows.
     """
-    if [given.name for given in request.inputs] != [INPUT]:
-        names = ", ".join(safe_repr(given.name) for given in request.inputs[:3]) or "none"
+    if [tensor.name for tensor in request.inputs] != [INPUT]:
+        # Name three at most: a request may have thousands.
+        names = ", ".join(safe_repr(tensor.name) for tensor in request.inputs[:3]) or "none"
         raise RequestInvalid(f"Inputs are {names}, but the model takes one: send {INPUT!r} alone.")
-    image = request.inputs[0]
-    if image.datatype != DATATYPES["uint8"]:
+    tensor = request.inputs[0]
+    if tensor.datatype != DATATYPES["uint8"]:
         raise RequestInvalid(
-            f"Datatype of {INPUT!r} is {safe_repr(image.datatype)}, but the model takes raw pixels. "
-            f"Send {DATATYPES['uint8']}, 0 to {PIXEL_MAX}."
+            f"Datatype of {INPUT!r} is {safe_repr(tensor.datatype)}, but the model takes raw "
+            f"pixels. Send {DATATYPES['uint8']}, 0 to {PIXEL_MAX}."
         )
-    _check_shape(image.shape, model.image.shape, max_rows=max_rows)
+    _check_shape(tensor.shape, model.image.shape, max_rows=max_rows)
     return InferRequest(
-        images=_images(image, binary),
+        images=_tensor_values(tensor, binary),
         outputs=_requested_outputs(request, model),
         id=request.id,
     )
 
 
 def parse_raw(body: bytes, model: ModelManifest, *, binary: bool, max_rows: int) -> InferRequest:
-    """A request that is pixels and nothing else, as many images as its length says."""
+    """Return the infer request in a body of raw pixels, whose length gives the number of images.
+
+    It asks for all outputs, in binary or JSON. Raise RequestInvalid if the body is not a whole
+    number of images, PayloadTooLarge if it has more than `max_rows`.
+    """
     num_pixels = model.image.num_pixels
     if not body or len(body) % num_pixels:
         raise RequestInvalid(
-            f"The body has {len(body)} bytes, but an image of this model has {num_pixels}, a byte a "
-            "pixel. Send whole images, end to end."
+            f"The body has {len(body)} bytes, but an image of this model has {num_pixels}, one "
+            "byte per pixel. Send whole images, one after another."
         )
     shape = [len(body) // num_pixels, *model.image.shape]
     _check_shape(shape, model.image.shape, max_rows=max_rows)
@@ -109,43 +124,48 @@ def parse_raw(body: bytes, model: ModelManifest, *, binary: bool, max_rows: int)
 
 
 def pixels_from_json(data: Any, shape: list[int]) -> UInt8Array:
-    """Flat or nested JSON numbers as uint8 of this shape; RequestInvalid where they are not."""
-    flat = _flatten(data, shape)
-    kinds = set(map(type, flat))
+    """Return flat or nested JSON numbers as uint8 of this shape.
+
+    Raise RequestInvalid if their number or nesting differs from the shape, or if one is not an
+    integer from 0 to 255.
+    """
+    values = _flatten(data, shape)
+    kinds = set(map(type, values))
     try:
-        # Some clients know no integers: 7.0 is 7.
+        # Some clients have only floats: accept 7.0 as 7.
         if float in kinds and kinds <= {int, float}:
-            flat = [int(value) if _is_pixel(value) else value for value in flat]
-        # bytes() takes no floats and no strings and checks the range, but it takes bools.
-        values = None if bool in kinds else bytes(flat)
+            values = [int(value) if _is_pixel(value) else value for value in values]
+        # bytes() is the fastest check: it refuses floats, strings and numbers out of range. It
+        # accepts bools, so refuse these first.
+        pixels = None if bool in kinds else bytes(values)
     except (TypeError, ValueError):
-        values = None
-    if values is None:
-        at = next(i for i, value in enumerate(flat) if not _is_pixel(value))
+        pixels = None
+    if pixels is None:
+        index = next(i for i, value in enumerate(values) if not _is_pixel(value))
         raise RequestInvalid(
-            f"Value {at} of {INPUT!r}, in row-major order, is {safe_repr(flat[at])}, "
+            f"Value {index} of {INPUT!r}, in row-major order, is {safe_repr(values[index])}, "
             f"but a pixel is an integer. Send 0 to {PIXEL_MAX}."
         )
-    return np.frombuffer(values, np.uint8).reshape(shape)
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
 
 
 def parse_json(body: bytes) -> Any:
-    """The value of a body in strict JSON; RequestInvalid where it is not that."""
+    """Return the value of a body in strict JSON; raise RequestInvalid if it is anything else."""
     try:
         return from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
         raise RequestInvalid(f"The body is not JSON: {error}. Send UTF-8 JSON.") from None
 
 
-def _parse_json(body: bytes) -> RequestBody:
+def _parse_body(json_part: bytes) -> RequestBody:
     try:
-        return RequestBody.model_validate(parse_json(body))
+        return RequestBody.model_validate(parse_json(json_part))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"]))
+        field = ".".join(map(str, problem["loc"]))
         reason = problem["msg"].lower()
         raise RequestInvalid(
-            f"Not an infer request: {safe_repr(where) if where else 'the body'}: {reason}. "
+            f"Not an infer request: {safe_repr(field) if field else 'the body'}: {reason}. "
             'Send {"inputs": [{"name", "shape", "datatype", "data"}]}.'
         ) from None
 
@@ -158,48 +178,52 @@ def _check_shape(shape: list[int], image: tuple[int, int], *, max_rows: int) -> 
         )
     if shape[0] > max_rows:
         raise PayloadTooLarge(
-            f"The request has {safe_repr(shape[0])} rows, but one may have {max_rows}. "
+            f"The request has {safe_repr(shape[0])} rows, but at most {max_rows} are allowed. "
             "Send them in several requests."
         )
 
 
-def _images(image: InputTensor, binary: memoryview) -> UInt8Array:
-    """The tensor, from its JSON or from what follows the JSON; a view of the latter."""
-    declared = image.parameters.get("binary_data_size")
+def _tensor_values(tensor: InputTensor, binary: memoryview) -> UInt8Array:
+    """Return a tensor's values, from the JSON or as a view of the bytes that follow it."""
+    declared = tensor.parameters.get("binary_data_size")
     if declared is None:
         if binary:
             raise RequestInvalid(
                 f"{len(binary)} bytes follow the JSON, but no input has binary_data_size. "
-                "Say there how many are its own."
+                "Set it to the number of bytes of the tensor."
             )
-        return pixels_from_json(image.data, image.shape)
-    if image.data is not None:
+        return pixels_from_json(tensor.data, tensor.shape)
+    if tensor.data is not None:
         raise RequestInvalid(f"{INPUT!r} has data and binary_data_size. Send one of them.")
-    expected = math.prod(image.shape)
+    expected = math.prod(tensor.shape)
+    # type() and not isinstance(): true is an int, but not a size.
     if type(declared) is not int or not declared == expected == len(binary):
         raise RequestInvalid(
-            f"binary_data_size of {INPUT!r} is {safe_repr(declared)} and {len(binary)} bytes follow "
-            f"the JSON, but its shape {image.shape} takes {expected}. Send so many, and say so."
+            f"binary_data_size of {INPUT!r} is {safe_repr(declared)} and {len(binary)} bytes "
+            f"follow the JSON, but its shape {tensor.shape} takes {expected}. Send that many bytes "
+            "and declare them."
         )
-    return np.frombuffer(binary, np.uint8).reshape(image.shape)
+    return np.frombuffer(binary, np.uint8).reshape(tensor.shape)
 
 
 def _flatten(data: object, shape: list[int]) -> list[Any]:
-    """The values of a list that is flat, or nested as `shape` says, in row-major order."""
+    """Return the values of a flat list, or of one nested as `shape`, in row-major order."""
     if not isinstance(data, list):
-        raise RequestInvalid(f"Data of {INPUT!r} is no list. Send its values, flat or nested.")
+        raise RequestInvalid(f"Data of {INPUT!r} is not a list. Send its values, flat or nested.")
     if data and isinstance(data[0], list):
+        # Remove one level of lists per axis, from the outside.
         for size in shape[1:]:
             if not all(isinstance(row, list) and len(row) == size for row in data):
                 raise RequestInvalid(
-                    f"Data of {INPUT!r} is nested otherwise than its shape {shape} says. "
-                    "Nest it so, or send it flat."
+                    f"Data of {INPUT!r} is not nested as its shape {shape}. Nest it as the shape, "
+                    "or send it flat."
                 )
             data = list(chain.from_iterable(data))
-    if len(data) != (expected := math.prod(shape)):
+    expected = math.prod(shape)
+    if len(data) != expected:
         raise RequestInvalid(
             f"Data of {INPUT!r} has {len(data)} values, but its shape {shape} holds {expected}. "
-            "Send as many as the shape says."
+            "Send as many as the shape holds."
         )
     return data
 
@@ -209,24 +233,26 @@ def _is_pixel(value: Any) -> bool:
 
 
 def _requested_outputs(request: RequestBody, model: ModelManifest) -> tuple[Output, ...]:
-    """The outputs to send: the ones asked for, in that order, or all."""
-    known = [spec.name for spec in model.outputs]
-    every = _flag(request.parameters, "binary_data_output", default=False)
+    """Return the outputs that the client asks for, in its order, or all if it names none."""
+    known_names = [spec.name for spec in model.outputs]
+    all_binary = _bool_parameter(request.parameters, "binary_data_output", default=False)
     if not request.outputs:
-        return tuple(Output(name, every) for name in known)
-    wanted = dict[str, Output]()
-    for output in request.outputs:
-        if output.name not in known:
+        return tuple(Output(name, all_binary) for name in known_names)
+    outputs = dict[str, Output]()
+    for requested in request.outputs:
+        if requested.name not in known_names:
             raise RequestInvalid(
-                f"Output {safe_repr(output.name)} is unknown. Ask for {' or '.join(known)}, "
-                "or for none by name to get all."
+                f"Output {safe_repr(requested.name)} is unknown. Ask for "
+                f"{' or '.join(known_names)}, or leave out `outputs` to get all."
             )
-        binary = _flag(output.parameters, "binary_data", default=every)
-        wanted.setdefault(output.name, Output(output.name, binary, _num_classes(output)))
-    return tuple(wanted.values())
+        binary = _bool_parameter(requested.parameters, "binary_data", default=all_binary)
+        output = Output(requested.name, binary, _num_classes(requested))
+        # If an output is named twice, the first counts.
+        outputs.setdefault(requested.name, output)
+    return tuple(outputs.values())
 
 
-def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
+def _bool_parameter(parameters: Parameters, name: str, *, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestInvalid(f"Parameter {name} is {safe_repr(value)}. Send true or false.")
@@ -237,7 +263,7 @@ def _num_classes(output: RequestedOutput) -> int:
     value = output.parameters.get("classification", 0)
     if type(value) is not int or value < 0 or (value and output.name != PROBABILITIES):
         raise RequestInvalid(
-            f"Classification of {output.name} is {safe_repr(value)}. Ask {PROBABILITIES} for a number "
-            "of classes, 1 or more."
+            f"Classification of {output.name} is {safe_repr(value)}. Ask {PROBABILITIES} for a "
+            "number of classes, 1 or more."
         )
     return value

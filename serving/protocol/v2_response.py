@@ -1,8 +1,8 @@
-"""Predictions -> replies of the Open Inference Protocol: JSON, and binary tensors after it."""
+"""Infer replies of the Open Inference Protocol: predictions to JSON and binary tensors."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from pydantic_core import to_json
@@ -11,62 +11,68 @@ from pipeline.artifacts.manifests import ModelManifest
 from pipeline.contract import Predictions
 from serving.protocol.types import DATATYPES, InferRequest, Json, Output
 
-_DATATYPE_OF = {np.dtype(name): word for name, word in DATATYPES.items()}
+TensorData: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[Any]] | list[str]
+"""Numbers, or strings in row-major order."""
+
+_DATATYPE_OF = {np.dtype(name): datatype for name, datatype in DATATYPES.items()}
 
 
 class ReplyBody(NamedTuple):
-    """A body; the first `json_bytes` of it are JSON, or all of it where that is None."""
+    """A body. Its first `json_bytes` bytes are JSON; if that is None, all of it is."""
 
     body: bytes
     json_bytes: int | None
 
 
 def build_reply(model: ModelManifest, request: InferRequest, predictions: Predictions) -> ReplyBody:
-    """The answer to an infer request: its id, and the outputs it wants, row-major."""
-    answer: Json = {"model_name": model.name, "model_version": model.version}
+    """Return the reply to an infer request: its id and the outputs it asks for, row-major."""
+    reply: Json = {"model_name": model.name, "model_version": model.version}
     if request.id is not None:
-        answer["id"] = request.id
+        reply["id"] = request.id
     if model.caveat:
-        answer["parameters"] = {"caveat": model.caveat}
-    outputs, binary = [], list[bytes]()
-    for wanted in request.outputs:
-        name, datatype, shape, data = output_tensor(model, wanted, predictions)
+        reply["parameters"] = {"caveat": model.caveat}
+    outputs, binary_tensors = list[Json](), list[bytes]()
+    for requested in request.outputs:
+        name, datatype, shape, data = output_tensor(model, requested, predictions)
         output: Json = {"name": name, "datatype": datatype, "shape": shape}
-        if wanted.binary:
-            binary.append(to_bytes(data))
-            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        if requested.binary:
+            tensor = to_bytes(data)
+            binary_tensors.append(tensor)
+            output["parameters"] = {"binary_data_size": len(tensor)}
         else:
             output["data"] = data.ravel().tolist() if isinstance(data, np.ndarray) else data
         outputs.append(output)
-    answer["outputs"] = outputs
-    # Writes 10,000 floats in 0.9 ms, where json takes 6.7 ms.
-    header = to_json(answer)
-    if not any(output.binary for output in request.outputs):
-        return ReplyBody(header, None)
-    return ReplyBody(b"".join([header, *binary]), len(header))
+    reply["outputs"] = outputs
+    # pydantic's writer takes 0.9 ms for 10,000 floats; the json module takes 6.7 ms.
+    json_part = to_json(reply)
+    if not binary_tensors:
+        return ReplyBody(json_part, None)
+    return ReplyBody(b"".join([json_part, *binary_tensors]), len(json_part))
 
 
 class OutputTensor(NamedTuple):
-    """An output as it is sent: numbers, or strings in row-major order."""
+    """An output as it is sent."""
 
     name: str
     datatype: str
     shape: list[int]
-    data: np.ndarray[tuple[int, ...], np.dtype[Any]] | list[str]
+    data: TensorData
 
 
-def output_tensor(model: ModelManifest, wanted: Output, predictions: Predictions) -> OutputTensor:
-    """What was asked for of the predictions: their values, or the names of the best classes."""
-    values = getattr(predictions, wanted.name)
-    if not wanted.num_classes:
-        return OutputTensor(wanted.name, _DATATYPE_OF[values.dtype], list(values.shape), values)
-    names = _best_classes(values, model.image.class_names, wanted.num_classes)
-    data = [name for row in names for name in row]
-    return OutputTensor(wanted.name, "BYTES", [len(names), len(names[0])], data)
+def output_tensor(
+    model: ModelManifest, requested: Output, predictions: Predictions
+) -> OutputTensor:
+    """Return an output of the predictions: its values, or the names of the best classes."""
+    values = getattr(predictions, requested.name)
+    if not requested.num_classes:
+        return OutputTensor(requested.name, _DATATYPE_OF[values.dtype], list(values.shape), values)
+    rows = _best_classes(values, model.image.class_names, requested.num_classes)
+    data = [name for row in rows for name in row]
+    return OutputTensor(requested.name, "BYTES", [len(rows), len(rows[0])], data)
 
 
-def to_bytes(data: np.ndarray[tuple[int, ...], np.dtype[Any]] | list[str]) -> bytes:
-    """Little-endian numbers, or strings each after its length as uint32."""
+def to_bytes(data: TensorData) -> bytes:
+    """Return numbers in little-endian order, or strings, each after its length as uint32."""
     if isinstance(data, np.ndarray):
         return data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
     encoded = (name.encode() for name in data)
@@ -78,7 +84,7 @@ def _best_classes(
     class_names: tuple[str, ...],
     count: int,
 ) -> list[list[str]]:
-    """Of each row the best classes, best first, as `value:index:name`."""
+    """Return each row's best classes, best first, as `value:index:name`."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(probabilities, order, 1)
     return [

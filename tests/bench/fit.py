@@ -17,8 +17,8 @@ from pipeline.config import Train
 from pipeline.recipes import RECIPES
 from pipeline.stages.train import train
 from pipeline.training import ray_trainer
-from pipeline.training.loop import Worker
 from pipeline.training.ray_trainer import work
+from pipeline.training.run_state import TrainJob
 
 GOAL = 0.9755
 
@@ -45,34 +45,29 @@ def timed_work(config: dict[str, Any]) -> dict[str, Any]:
     return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 
 
-class TimedTrainer(ray_trainer.Trainer):
-    """Notes when `fit` began and ended, and what its worker noted."""
-
-    noted: dict[str, Any]
-
-    def fit(self) -> Any:
-        started = time.time()
-        result = super().fit()
-        value = result.return_value  # type: ignore[attr-defined]
-        TimedTrainer.noted = {"fit": started, "end": time.time(), **value}
-        return result
-
-
 def main(root: str, ref: str) -> None:
-    ray_trainer.work, ray_trainer.Trainer = timed_work, TimedTrainer  # type: ignore[misc]
+    times = dict[str, Any]()
+    run_workers = ray_trainer.run_workers
+
+    def timed_run(job: TrainJob) -> dict[str, Any]:
+        times["fit"] = time.time()
+        times.update(run_workers(job))
+        times["end"] = time.time()
+        return times
+
+    ray_trainer.work, ray_trainer.run_workers = timed_work, timed_run
     train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
-    noted = TimedTrainer.noted
     reached = [
         end
-        for end, line in zip(noted["epochs"], noted["metrics"], strict=True)
+        for end, line in zip(times["epochs"], times["metrics"], strict=True)
         if line["val_accuracy"] >= GOAL
     ]
-    times = {
-        "start": noted["first"] - noted["fit"],
-        "end": noted["end"] - noted["last"],
-        "goal": min(reached, default=float("inf")) - noted["first"],
+    report = {
+        "start": times["first"] - times["fit"],
+        "end": times["end"] - times["last"],
+        "goal": min(reached, default=float("inf")) - times["first"],
     }
-    print(json.dumps(times))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""KServe's REST client: python kserve_rest.py URL VERSION KEY EXPECTED, in its own venv.
+"""Call the server with KServe's REST client, which has its own venv.
 
-EXPECTED is a file of numpy's with `images`, and the `probabilities` and `prediction` of each.
+    python kserve_rest.py URL VERSION KEY EXPECTED
+
+EXPECTED is an .npz file with `images`, and their `probabilities` and `prediction`.
 """
 
 import asyncio
@@ -16,9 +18,9 @@ headers = {"authorization": f"Bearer {key}"}
 
 
 def tensor(binary: bool) -> InferInput:
-    found = InferInput("image", list(images.shape), "UINT8")
-    found.set_data_from_numpy(images, binary_data=binary)
-    return found
+    infer_input = InferInput("image", list(images.shape), "UINT8")
+    infer_input.set_data_from_numpy(images, binary_data=binary)
+    return infer_input
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""What schemathesis cannot make of itself: pictures, for the media types of /predict."""
+"""Generate image files for schemathesis, which cannot do so itself: the bodies of /predict."""
 
 import io
 import random
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 
-def picture(seed: int, size: tuple[int, int], kind: str) -> bytes:
-    """Random grey pixels, which are neither blank nor alike."""
+def image_file(seed: int, size: tuple[int, int], kind: str) -> bytes:
+    """Return an image file of random grey pixels, which is never blank."""
     pixels = random.Random(seed).randbytes(size[0] * size[1])
     file = io.BytesIO()
     Image.frombytes("L", size, pixels).save(file, kind)
@@ -18,5 +18,5 @@ def picture(seed: int, size: tuple[int, int], kind: str) -> bytes:
 
 sizes = st.tuples(st.integers(8, 64), st.integers(8, 64))
 for kind in ("png", "jpeg"):
-    pictures = st.builds(picture, st.integers(0, 1 << 32), sizes, st.just(kind.upper()))
-    schemathesis.openapi.media_type(f"image/{kind}", pictures)
+    image_files = st.builds(image_file, st.integers(0, 1 << 32), sizes, st.just(kind.upper()))
+    schemathesis.openapi.media_type(f"image/{kind}", image_files)

@@ -1,6 +1,8 @@
-"""Triton's gRPC client: python triton_grpc.py HOST:PORT VERSION KEY EXPECTED, in its own venv.
+"""Call the server with Triton's gRPC client, which has its own venv.
 
-EXPECTED is a file of numpy's with `images`, and the `probabilities` and `prediction` of each.
+    python triton_grpc.py HOST:PORT VERSION KEY EXPECTED
+
+EXPECTED is an .npz file with `images`, and their `probabilities` and `prediction`.
 """
 
 import sys
@@ -15,17 +17,18 @@ headers = {"authorization": f"Bearer {key}"}
 
 
 def tensor(values: np.ndarray) -> triton.InferInput:
-    found = triton.InferInput("image", list(values.shape), "UINT8")
-    found.set_data_from_numpy(values)
-    return found
+    infer_input = triton.InferInput("image", list(values.shape), "UINT8")
+    infer_input.set_data_from_numpy(values)
+    return infer_input
 
 
-def refused(model: str, values: np.ndarray, headers: dict[str, str]) -> str:
+def refusal(model: str, values: np.ndarray, headers: dict[str, str]) -> str:
+    """Return the status of a request that the server must refuse."""
     try:
         client.infer(model, [tensor(values)], headers=headers)
     except triton.InferenceServerException as error:
         return str(error.status())
-    raise AssertionError("was answered")
+    raise AssertionError("the request was not refused")
 
 
 with triton.InferenceServerClient(address) as client:
@@ -35,7 +38,7 @@ with triton.InferenceServerClient(address) as client:
     assert "binary_tensor_data" in client.get_server_metadata(headers=headers).extensions
     model = client.get_model_metadata("stripes", headers=headers)
     assert list(model.versions) == [version]
-    assert [list(given.shape) for given in model.inputs] == [[-1, *images.shape[1:]]]
+    assert [list(spec.shape) for spec in model.inputs] == [[-1, *images.shape[1:]]]
 
     result = client.infer("stripes", [tensor(images)], request_id="7", headers=headers)
     for name in ("probabilities", "prediction"):
@@ -43,12 +46,13 @@ with triton.InferenceServerClient(address) as client:
     assert result.get_response().id == "7"
 
     best = triton.InferRequestedOutput("probabilities", class_count=1)
-    names = client.infer("stripes", [tensor(images)], outputs=[best], headers=headers)
-    found = [int(name.decode().split(":")[1]) for name in names.as_numpy("probabilities")[:, 0]]
-    assert found == expected["prediction"].tolist()
+    result = client.infer("stripes", [tensor(images)], outputs=[best], headers=headers)
+    names = result.as_numpy("probabilities")[:, 0]
+    predictions = [int(name.decode().split(":")[1]) for name in names]
+    assert predictions == expected["prediction"].tolist()
 
     many = np.zeros((5000, *images.shape[1:]), np.uint8)
-    assert refused("stripes", images[:, :1], headers) == "StatusCode.INVALID_ARGUMENT"
-    assert refused("other", images, headers) == "StatusCode.NOT_FOUND"
-    assert refused("stripes", many, headers) == "StatusCode.RESOURCE_EXHAUSTED"
-    assert refused("stripes", images, {}) == "StatusCode.UNAUTHENTICATED"
+    assert refusal("stripes", images[:, :1], headers) == "StatusCode.INVALID_ARGUMENT"
+    assert refusal("other", images, headers) == "StatusCode.NOT_FOUND"
+    assert refusal("stripes", many, headers) == "StatusCode.RESOURCE_EXHAUSTED"
+    assert refusal("stripes", images, {}) == "StatusCode.UNAUTHENTICATED"

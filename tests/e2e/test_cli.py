@@ -21,7 +21,7 @@ from tests.support.processes import pipeline, wait_for
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("train", "--dataset", "bars/0"), "Make it first: python -m pipeline preprocess"),
+        (("train", "--dataset", "bars/0"), "Build it first: python -m pipeline preprocess"),
         (("run", "--train.epochs", "0"), "error: --train.epochs is 0:"),
         (("evaluate", "--model", "bars"), "error: Model 'bars' is not of the form"),
         (("preprocess", "--data.name", "bars"), "error: --data.name 'bars' is not a data set"),

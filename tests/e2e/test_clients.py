@@ -1,4 +1,4 @@
-"""Clients that others wrote, and ours, against a real server."""
+"""Public clients, and the one of this project, against a real server."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def address(server: Server) -> str:
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False, None])
-@pytest.mark.parametrize("packed", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 def test_triton_infers_in_every_mix(
     server: Server,
     expected: Predictions,
     binary_in: bool,
     binary_out: bool | None,
-    packed: str | None,
+    compression: str | None,
 ) -> None:
     image = triton.InferInput("image", IMAGES.shape, "UINT8")
     image.set_data_from_numpy(IMAGES, binary_data=binary_in)
@@ -62,15 +62,15 @@ def test_triton_infers_in_every_mix(
             [image],
             outputs=outputs,
             request_id="7",
-            request_compression_algorithm=packed,
-            response_compression_algorithm=packed,
+            request_compression_algorithm=compression,
+            response_compression_algorithm=compression,
         )
     np.testing.assert_array_equal(result.as_numpy("probabilities"), expected.probabilities)
     np.testing.assert_array_equal(result.as_numpy("prediction"), expected.prediction)
     assert result.get_response()["id"] == "7"
 
 
-def test_triton_finds_what_it_asks_for(server: Server) -> None:
+def test_triton_finds_health_metadata_and_statistics(server: Server) -> None:
     version = server.model.version
     with triton.InferenceServerClient(address(server)) as client:
         assert client.is_server_live()
@@ -86,7 +86,7 @@ def test_triton_finds_what_it_asks_for(server: Server) -> None:
         assert stats["version"] == version
 
 
-def test_triton_classifies(server: Server, expected: Predictions) -> None:
+def test_triton_gets_the_best_classes(server: Server, expected: Predictions) -> None:
     image = triton.InferInput("image", IMAGES.shape, "UINT8")
     image.set_data_from_numpy(IMAGES)
     output = triton.InferRequestedOutput("probabilities", class_count=2)
@@ -97,7 +97,7 @@ def test_triton_classifies(server: Server, expected: Predictions) -> None:
     assert best == expected.prediction.tolist()
 
 
-def test_triton_is_told_what_was_wrong(server: Server) -> None:
+def test_triton_gets_the_error_message(server: Server) -> None:
     image = triton.InferInput("image", [1, 2], "UINT8")
     image.set_data_from_numpy(np.zeros((1, 2), np.uint8))
     with (
@@ -114,11 +114,11 @@ def test_triton_infers_in_an_event_loop(server: Server, expected: Predictions) -
         async with triton_aio.InferenceServerClient(address(server)) as client:
             return await client.infer("stripes", [image])
 
-    found = asyncio.run(infer()).as_numpy("probabilities")
-    np.testing.assert_array_equal(found, expected.probabilities)
+    probabilities = asyncio.run(infer()).as_numpy("probabilities")
+    np.testing.assert_array_equal(probabilities, expected.probabilities)
 
 
-def test_open_inference_reads_typed_replies(server: Server, expected: Predictions) -> None:
+def test_open_inference_client_reads_typed_replies(server: Server, expected: Predictions) -> None:
     tensor = {
         "name": "image",
         "shape": list(IMAGES.shape),
@@ -131,13 +131,13 @@ def test_open_inference_reads_typed_replies(server: Server, expected: Prediction
         client.check_server_readiness()
         assert client.read_model_metadata("stripes").platform == "onnx_onnxv1"
         reply = client.model_infer("stripes", request=request)
-    found = {output.name: output.data.__root__ for output in reply.outputs}
+    outputs = {output.name: output.data.__root__ for output in reply.outputs}
     assert reply.id == "7"
-    assert [float(str(value)) for value in found["prediction"]] == expected.prediction.tolist()
+    assert [float(str(value)) for value in outputs["prediction"]] == expected.prediction.tolist()
 
 
 @pytest.mark.parametrize("max_rows", [1024, 7])
-def test_our_client_batches_for_its_caller(
+def test_our_client_splits_images_into_requests(
     server: Server, expected: Predictions, max_rows: int
 ) -> None:
     async def predict() -> Predictions:
@@ -145,13 +145,13 @@ def test_our_client_batches_for_its_caller(
             return await client.predict(IMAGES)
 
     with Client(server.url(""), model="stripes", max_rows=max_rows) as client:
-        found = [client.predict(IMAGES), asyncio.run(predict())]
-    for predictions in found:
+        results = [client.predict(IMAGES), asyncio.run(predict())]
+    for predictions in results:
         np.testing.assert_array_equal(predictions.probabilities, expected.probabilities)
         np.testing.assert_array_equal(predictions.prediction, expected.prediction)
 
 
-def test_our_client_says_what_the_server_refused(server: Server) -> None:
+def test_our_client_raises_the_message_of_the_server(server: Server) -> None:
     with (
         Client(server.url(""), model="other") as client,
         pytest.raises(ServerError, match="is not served here") as error,
@@ -161,35 +161,37 @@ def test_our_client_says_what_the_server_refused(server: Server) -> None:
 
 
 def test_promoting_under_load_swaps_without_an_error(server: Server) -> None:
-    """Every answer is of the version that it names, and soon of the one promoted last."""
+    """Every answer is that of the version it names, and soon that of the one promoted last."""
     models = [server.model, publish(server.storage, scale=0.5)]
-    answers = {
+    expected = {
         model.version: Predictor(server.storage, model).predict(IMAGES).probabilities.ravel()
         for model in models
     }
     tensor = {"name": "image", "shape": IMAGES.shape, "datatype": "UINT8"}
     body = {"inputs": [tensor | {"data": IMAGES.ravel().tolist()}]}
-    seen = list[str]()
+    versions = list[str]()
 
     async def load(http: httpx.AsyncClient) -> None:
-        while not done.is_set():
+        while not swapped.is_set():
             reply = await http.post("/v2/models/stripes/infer", json=body)
             assert reply.status_code == 200, reply.text
             answer = reply.json()
-            seen.append(answer["model_version"])
-            found = np.array(answer["outputs"][0]["data"], np.float32)
-            np.testing.assert_array_equal(found, answers[seen[-1]])
+            versions.append(answer["model_version"])
+            probabilities = np.array(answer["outputs"][0]["data"], np.float32)
+            np.testing.assert_array_equal(probabilities, expected[answer["model_version"]])
 
     async def swap() -> None:
         async with httpx.AsyncClient(base_url=server.url(""), timeout=30) as http:
             tasks = [asyncio.create_task(load(http)) for _ in range(16)]
             for number in range(SWAPS):
-                promote(server.storage, models[number % 2].ref, "production")
+                promoted = models[number % 2]
+                promote(server.storage, promoted.ref, "production")
                 async with asyncio.timeout(20):
-                    while seen[-16:] != [models[number % 2].version] * 16:
+                    # Wait until the last 16 answers come from the promoted version.
+                    while versions[-16:] != [promoted.version] * 16:
                         await asyncio.sleep(0.05)
-            done.set()
+            swapped.set()
             await asyncio.gather(*tasks)
 
-    done = asyncio.Event()
+    swapped = asyncio.Event()
     asyncio.run(swap())

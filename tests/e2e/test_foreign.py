@@ -1,4 +1,4 @@
-"""Clients whose own needs conflict with ours: each runs in the venv that `make test` has made."""
+"""Clients whose requirements conflict with ours: each runs in its own venv, made by `make test`."""
 
 from __future__ import annotations
 
@@ -30,34 +30,36 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def expected(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (40, *STRIPES.shape), np.uint8)
-    found = Predictor(server.storage, server.model).predict(images)
+    predictions = Predictor(server.storage, server.model).predict(images)
     path = tmp_path_factory.mktemp("expected") / "expected.npz"
     np.savez(
         path,
         images=images,
-        probabilities=found.probabilities,
-        prediction=found.prediction,
+        probabilities=predictions.probabilities,
+        prediction=predictions.prediction,
     )
     return path
 
 
 @pytest.mark.parametrize("client", ["triton_grpc", "kserve_rest"])
-def test_it_gets_what_it_asks_for(server: Server, expected: Path, client: str) -> None:
+def test_a_foreign_client_gets_the_expected_predictions(
+    server: Server, expected: Path, client: str
+) -> None:
     address = server.grpc if client.endswith("grpc") else server.url("")
     python = REPOSITORY / f".venv-others/{client.partition('_')[0]}/bin/python"
     script = REPOSITORY / f"tests/clients/{client}.py"
-    done = subprocess.run(
+    process = subprocess.run(
         [python, script, address, server.model.version, KEY, expected],
         timeout=120,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
-def test_the_openapi_document_holds(server: Server) -> None:
-    """schemathesis: each address, with requests that follow the document and that break it."""
-    done = subprocess.run(
+def test_the_server_matches_its_openapi_document(server: Server) -> None:
+    """Let schemathesis send requests that follow the document, and requests that break it."""
+    process = subprocess.run(
         [
             REPOSITORY / ".venv-others/schemathesis/bin/schemathesis",
             "run",
@@ -74,4 +76,4 @@ def test_the_openapi_document_holds(server: Server) -> None:
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.clients.schema_hooks"},
         cwd=REPOSITORY,
     )
-    assert done.returncode == 0, done.stdout
+    assert process.returncode == 0, process.stdout

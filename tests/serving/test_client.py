@@ -1,4 +1,4 @@
-"""Our client against a server that refuses, fails and cuts connections before it answers."""
+"""The Python client against a server that refuses, fails and cuts connections."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import serving.client
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import Predictions
 from serving.client import AsyncClient, Client, ServerError
@@ -26,17 +28,19 @@ from tests.support.stripes_model import publish, stripe
 IMAGES = np.stack([stripe(k % 3) for k in range(5)])
 
 
-class Failing:
-    """Answers the first requests by these statuses; 0 cuts the connection."""
+class FailingApp:
+    """Answers the first requests with these statuses, then calls `app`; 0 cuts the connection."""
 
     def __init__(self, app: ASGIApp, statuses: list[int]) -> None:
-        self._app, self.statuses, self.requests = app, statuses, 0
+        self._app = app
+        self.statuses = statuses
+        self.num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        self.requests += 1
+        self.num_requests += 1
         if not self.statuses:
             await self._app(scope, receive, send)
         elif status := self.statuses.pop(0):
@@ -44,7 +48,7 @@ class Failing:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": b"not JSON"})
         else:
-            # More is announced than is sent.
+            # Declare nine bytes, and send none.
             headers = [(b"content-length", b"9")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"", "more_body": True})
@@ -60,52 +64,63 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> ASGIApp:
 
 
 @contextmanager
-def failing(app: ASGIApp, *statuses: int) -> Iterator[tuple[str, Failing]]:
-    """The address of a server that fails so, in a thread."""
-    wrapped = Failing(app, list(statuses))
-    server = uvicorn.Server(uvicorn.Config(wrapped, log_level="critical"))
+def failing_server(app: ASGIApp, *statuses: int) -> Iterator[tuple[str, FailingApp]]:
+    """Run a FailingApp in a thread; yield its address and the app."""
+    failing_app = FailingApp(app, list(statuses))
+    server = uvicorn.Server(uvicorn.Config(failing_app, log_level="critical"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", wrapped
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", failing_app
         finally:
             server.should_exit = True
             thread.join()
 
 
 def predict(url: str, *, asynchronous: bool, attempts: int) -> Predictions:
-    async def ask() -> Predictions:
+    async def predict_async() -> Predictions:
         async with AsyncClient(url, model="stripes", attempts=attempts) as client:
             return await client.predict(IMAGES)
 
     if asynchronous:
-        return asyncio.run(ask())
+        return asyncio.run(predict_async())
     with Client(url, model="stripes", attempts=attempts) as client:
         return client.predict(IMAGES)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_what_failed_on_its_way_is_sent_again(app: ASGIApp, asynchronous: bool) -> None:
-    with failing(app, 503, 0, 429, 500) as (url, server):
-        found = predict(url, asynchronous=asynchronous, attempts=5)
-        assert found.prediction.tolist() == [0, 1, 2, 0, 1]
-        assert server.requests == 5
+def test_a_failed_request_is_sent_again(app: ASGIApp, asynchronous: bool) -> None:
+    with failing_server(app, 503, 0, 429, 500) as (url, server):
+        predictions = predict(url, asynchronous=asynchronous, attempts=5)
+        assert predictions.prediction.tolist() == [0, 1, 2, 0, 1]
+        assert server.num_requests == 5
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(("status", "attempts"), [(503, 3), (0, 3), (400, 1), (404, 1)])
-def test_what_goes_on_failing_is_an_error(
+def test_a_request_that_keeps_failing_is_an_error(
     app: ASGIApp, asynchronous: bool, status: int, attempts: int
 ) -> None:
-    with failing(app, *[status] * 9) as (url, server):
+    with failing_server(app, *[status] * 9) as (url, server):
         with pytest.raises(ServerError) as error:
             predict(url, asynchronous=asynchronous, attempts=3)
         assert error.value.status == status
-        assert server.requests == attempts
+        assert server.num_requests == attempts
 
 
-def test_a_server_that_is_not_there_is_an_error() -> None:
+def test_the_example_in_the_docstring_runs(
+    app: ASGIApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (serving.client.__doc__ or "").splitlines()
+    example = dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    with failing_server(app) as (url, _):
+        example = example.replace("http://127.0.0.1:8000", url)
+        exec(example.replace("mnist", "stripes").replace("28, 28", "4, 6"), {})
+    assert capsys.readouterr().out == "[0 0 0]\n"
+
+
+def test_an_unreachable_server_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(ServerError, match="cannot be reached"):
@@ -113,7 +128,9 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("images", [np.zeros((2, 4, 6)), np.zeros((4, 6), np.uint8), IMAGES[:0]])
-def test_only_images_are_sent(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+def test_only_images_of_uint8_are_sent(
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+) -> None:
     with (
         Client("http://127.0.0.1:1", model="stripes") as client,
         pytest.raises(ValueError, match="images must be uint8"),
@@ -121,12 +138,12 @@ def test_only_images_are_sent(images: np.ndarray[tuple[int, ...], np.dtype[np.ui
         client.predict(images)
 
 
-def test_a_key_is_sent(tmp_path: Path) -> None:
+def test_the_api_key_is_sent(tmp_path: Path) -> None:
     publish(Storage(str(tmp_path)))
     settings = AppSettings(
         root=str(tmp_path), model="stripes/production", api_keys=(digest(b"secret"),)
     )
-    with failing(build_routes(ModelWatcher(settings), settings)) as (url, _):
+    with failing_server(build_routes(ModelWatcher(settings), settings)) as (url, _):
         with Client(url, model="stripes", api_key="secret") as client:
             assert len(client.predict(IMAGES).prediction) == 5
         with Client(url, model="stripes") as client, pytest.raises(ServerError, match="API key"):

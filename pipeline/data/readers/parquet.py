@@ -1,9 +1,9 @@
-"""Parquet files as rows: an image column in any of the forms that data sets come in.
+"""A reader of Parquet files with an image column in any of the forms that data sets use.
 
 Raw pixels as fixed-size binary, lists or Arrow tensors; PNG or JPEG as binary, or as the struct of
-bytes and path that Hugging Face writes. The schema is checked against what is known here before a
-row is read, so nothing of a file is ever unpickled: extension types other than tensors are refused
-wherever they stand (CVE-2026-41486 is one that ran code).
+bytes and path that Hugging Face writes. The schema is checked before any row is read: extension
+types other than tensors are refused in every column, nested or not, because some of them unpickle
+their values and so run code (CVE-2026-41486).
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ from pipeline.errors import DataError, UserError
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """One file. Its own ids are taken where it has int64 `id`; labels where it has integer ones."""
+    """A reader of one Parquet file.
+
+    `own_ids`: ids come from its int64 column `id`, otherwise from positions. `labelled`: it has an
+    integer column `label`. `class_names` are those in the metadata of its schema, if any.
+    """
 
     storage: Storage
     entry: FileEntry
@@ -51,12 +55,18 @@ class ParquetReader:
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(self.entry.path)
 
-    def read(self, begin: int, end: int, first: int, columns: Sequence[str]) -> RowBatch:
-        used = [IMAGE] + [ID] * self.own_ids + [LABEL] * self.labelled
-        with _named(self.storage.display(self.entry.path)):
-            table = _open_stream(self, tuple(dict.fromkeys([*used, *columns]))).read(begin, end)
+    def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
+        needed = [IMAGE]
+        if self.own_ids:
+            needed.append(ID)
+        if self.labelled:
+            needed.append(LABEL)
+        # Each column once, even if the caller asks for one of ours.
+        needed = list(dict.fromkeys([*needed, *columns]))
+        with _as_data_error(self.storage.display(self.entry.path)):
+            table = _open_stream(self, tuple(needed)).read(begin, end)
             reasons = dict[int, str]()
-            ids: Int64Array = np.arange(first + begin, first + end, dtype=np.int64)
+            ids: Int64Array = np.arange(first_id + begin, first_id + end, dtype=np.int64)
             if self.own_ids:
                 ids = decode_integers(table[ID], ids, reasons, "id")
             labels = decode_integers(table[LABEL], ids, reasons, "label") if self.labelled else None
@@ -65,47 +75,50 @@ class ParquetReader:
 
 
 @lru_cache(maxsize=1)
-def _open_stream(rows: ParquetReader, columns: tuple[str, ...]) -> ParquetStream:
-    """The file that is read, kept open until another is."""
-    ranges = ParquetStream(rows.storage.open(rows.entry.path), columns)
-    # What is open stays what it is, whatever comes to stand under its name.
-    require_unchanged(rows)
-    if ranges.missing:
-        name = rows.storage.display(rows.entry.path)
-        raise DataError(f"{name} has no column {ranges.missing[0]!r}.")
-    return ranges
+def _open_stream(reader: ParquetReader, columns: tuple[str, ...]) -> ParquetStream:
+    """Open a file. The cache keeps it open until another file, or other columns, are read."""
+    stream = ParquetStream(reader.storage.open(reader.entry.path), columns)
+    # Compare after opening: an open handle keeps the old content even if the path is replaced.
+    require_unchanged(reader)
+    if stream.missing:
+        name = reader.storage.display(reader.entry.path)
+        raise DataError(f"{name} has no column {stream.missing[0]!r}.")
+    return stream
 
 
 def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> ParquetReader:
-    """A file that was found to hold images; of this shape, where its own schema does not say.
+    """Verify a Parquet file and return its reader.
 
-    Raises DataError, naming the file, where it does not.
+    `shape` is the height and width of the images if the file itself does not say; None expects
+    squares. Raise DataError, which names the file, if it is not a Parquet file of images.
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
-    with storage.open(path) as file, _named(name):
+    with storage.open(path) as file, _as_data_error(name):
         parquet = open_file(file)
         schema, rows = parquet.schema_arrow, int(parquet.metadata.num_rows)
         for field in schema:
             check_type(name, field.name, field.type)
         if IMAGE not in schema.names:
             raise DataError(f"{name}: column `image` is missing; there are {schema.names[:9]}.")
-        if twice := [column for column, n in Counter(schema.names).items() if n > 1]:
-            raise DataError(f"{name} has several columns `{twice[0][:99]}`. Leave one.")
+        repeated = [column for column, count in Counter(schema.names).items() if count > 1]
+        if repeated:
+            raise DataError(f"{name} has several columns `{repeated[0][:99]}`. Leave one.")
         if rows < 1:
             raise DataError(f"{name} has no rows.")
-        if rows != sum(
-            parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)
-        ):
-            raise DataError(f"{name} has not the {rows} rows that its footer says. It is damaged.")
-        found = image_shape(parquet, name, shape)
-        if min(found) < 1:
-            raise DataError(f"{name}: images of column `image` are {found[0]} x {found[1]}.")
+        groups = [parquet.metadata.row_group(index) for index in range(parquet.num_row_groups)]
+        if rows != sum(group.num_rows for group in groups):
+            raise DataError(
+                f"{name} does not have the {rows} rows that its footer says. It is damaged."
+            )
+        height, width = image_shape(parquet, name, shape)
+        if min(height, width) < 1:
+            raise DataError(f"{name}: images of column `image` are {height} x {width}.")
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return ParquetReader(
             storage,
             FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=rows),
-            found,
+            (height, width),
             fingerprint,
             own_ids=ID in schema.names and schema.field(ID).type == pa.int64(),
             labelled=LABEL in schema.names and pa.types.is_integer(schema.field(LABEL).type),
@@ -114,8 +127,11 @@ def open_parquet(storage: Storage, path: str, shape: tuple[int, int] | None) -> 
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Turns whatever a file's content makes fail into a DataError with its name."""
+def _as_data_error(name: str) -> Iterator[None]:
+    """Turn every exception into a DataError that names the file, except the project's own.
+
+    pyarrow raises many types for damaged files; none of them is a bug of ours to let through.
+    """
     try:
         yield
     except UserError:
@@ -123,8 +139,8 @@ def _named(name: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(
-            f"{name} could not be read as Parquet: {reason}. Run again; if that is of no avail, it "
-            "is damaged, or not whole."
+            f"{name} could not be read as Parquet: {reason}. Run again. If it fails again, the "
+            "file is damaged or truncated."
         ) from None
 
 
@@ -132,6 +148,8 @@ def _class_names(name: str, metadata: dict[bytes, bytes]) -> tuple[str, ...] | N
     if (text := metadata.get(b"class_names")) is None:
         return None
     names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(of, str) for of in names):
-        raise DataError(f"{name}: `class_names` in the schema's metadata is no list of strings.")
+    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+        raise DataError(
+            f"{name}: `class_names` in the metadata of the schema is not a list of strings."
+        )
     return tuple(names)

@@ -48,7 +48,7 @@ def test_committing_twice_gives_the_same_bytes(storage: Storage) -> None:
 
 
 def test_a_missing_artifact_names_the_command_that_makes_it(storage: Storage) -> None:
-    with pytest.raises(ArtifactMissing, match="Make it first: python -m pipeline preprocess"):
+    with pytest.raises(ArtifactMissing, match="Build it first: python -m pipeline preprocess"):
         load(storage, "d", DatasetManifest)
 
 

@@ -1,4 +1,4 @@
-"""Downloads against a real HTTP server on this machine that can fail in the ways mirrors do."""
+"""Sources from folders, and downloads from a local HTTP server that fails as mirrors do."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
 class Mirror(ThreadingHTTPServer):
-    """Serves `files`; the first `cuts` replies end after half of what they announced."""
+    """An HTTP server of `files`, whose next `cuts` replies end after half of their body."""
 
     daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.cuts, self.ranges = files, 0, list[str | None]()
+        self.files = files
+        self.cuts = 0
+        self.ranges = list[str | None]()
 
     @property
     def url(self) -> str:
@@ -45,15 +47,15 @@ class Handler(BaseHTTPRequestHandler):
     server: Mirror
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
+        requested = self.headers.get("Range")
+        self.server.ranges.append(requested)
         body = self.server.files.get(self.path.lstrip("/"))
         if body is None:
             self.send_error(404)
             return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
         rest = body[start:]
-        self.send_response(206 if wanted else 200)
+        self.send_response(206 if requested else 200)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         cut = self.server.cuts > 0
@@ -84,14 +86,16 @@ def test_a_file_is_downloaded_once(mirror: Mirror, tmp_path: Path) -> None:
     assert len(mirror.ranges) == 1
 
 
-def test_a_cut_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_cut_download_continues_where_it_stopped(mirror: Mirror, tmp_path: Path) -> None:
     mirror.cuts = 1
     download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
     assert (tmp_path / "file").read_bytes() == BODY
     assert mirror.ranges == [None, f"bytes={len(BODY) // 2}-"]
 
 
-def test_a_later_run_goes_on_with_what_an_earlier_one_got(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_later_run_continues_the_download_of_an_earlier_one(
+    mirror: Mirror, tmp_path: Path
+) -> None:
     mirror.cuts = 2
     with pytest.raises(Unreachable):
         download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
@@ -101,7 +105,7 @@ def test_a_later_run_goes_on_with_what_an_earlier_one_got(mirror: Mirror, tmp_pa
     assert None not in mirror.ranges[1:]
 
 
-def test_the_next_mirror_is_tried_after_a_wrong_or_a_missing_file(
+def test_the_next_mirror_is_tried_after_a_wrong_or_missing_file(
     mirror: Mirror, tmp_path: Path
 ) -> None:
     mirror.files["wrong"] = BODY[::-1]
@@ -110,7 +114,7 @@ def test_the_next_mirror_is_tried_after_a_wrong_or_a_missing_file(
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_a_wrong_file_never_gets_into_the_cache(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_digest_is_never_cached(mirror: Mirror, tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="content has sha256"):
         download([f"{mirror.url}/file"], tmp_path / "file", "0" * 64)
     assert not list(tmp_path.iterdir())
@@ -118,9 +122,9 @@ def test_a_wrong_file_never_gets_into_the_cache(mirror: Mirror, tmp_path: Path) 
 
 def test_a_url_is_a_source(mirror: Mirror, source: Path, tmp_path: Path) -> None:
     settings = Data(name="bars", source=serve(mirror, source), cache=str(tmp_path))
-    found = open_source(settings)
-    assert (found.splits["train"].num_rows, found.shape) == (600, (12, 10))
-    assert found.class_names is None
+    opened = open_source(settings)
+    assert (opened.splits["train"].num_rows, opened.shape) == (600, (12, 10))
+    assert opened.class_names is None
 
 
 def test_a_url_may_hold_plain_files_and_a_broken_one_is_not_kept(
@@ -138,7 +142,7 @@ def test_a_url_may_hold_plain_files_and_a_broken_one_is_not_kept(
 
 def test_a_cache_that_cannot_be_written_is_an_error(mirror: Mirror, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="Give another one by --data.cache"):
+    with pytest.raises(StorageError, match="Give another one with --data.cache"):
         download([f"{mirror.url}/file"], tmp_path / "file" / "below", SHA256)
 
 
@@ -156,12 +160,12 @@ def test_the_mirrors_of_a_known_data_set_are_verified_and_cached(
     )
     monkeypatch.setitem(catalog.PROFILES, "bars", profile)
     for _ in range(2):
-        found = open_source(Data(name="bars", cache=str(tmp_path)))
-    assert found.class_names == ("a", "b", "c")
+        opened = open_source(Data(name="bars", cache=str(tmp_path)))
+    assert opened.class_names == ("a", "b", "c")
     assert len(mirror.ranges) == 4
 
 
-def test_a_data_set_may_come_in_an_archive_of_several(
+def test_a_data_set_is_extracted_from_an_archive_of_several(
     mirror: Mirror, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = catalog.PROFILES["emnist-digits"]
@@ -175,16 +179,16 @@ def test_a_data_set_may_come_in_an_archive_of_several(
     profile = replace(known, mirrors=(mirror.url,), archive_sha256=digest)
     monkeypatch.setitem(catalog.PROFILES, "emnist-digits", profile)
     for _ in range(2):
-        found = open_source(Data(name="emnist-digits", cache=str(tmp_path)))
-    assert (found.splits["train"].num_rows, found.shape) == (600, (10, 12))
+        opened = open_source(Data(name="emnist-digits", cache=str(tmp_path)))
+    assert (opened.splits["train"].num_rows, opened.shape) == (600, (10, 12))
     assert len(mirror.ranges) == 1
 
 
-def test_no_mirror_is_an_error_that_says_what_else_to_do(
+def test_the_error_without_a_mirror_says_what_else_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_mirrors(monkeypatch)
-    with pytest.raises(SourceUnreachable, match="or, for mnist, go on with a sample by"):
+    with pytest.raises(SourceUnreachable, match="or, for mnist, use a built-in sample with"):
         open_source(Data(cache=str(tmp_path)))
 
 
@@ -199,19 +203,19 @@ def test_the_sample_never_stands_in_for_another_data_set(tmp_path: Path) -> None
         open_source(data)
 
 
-def test_the_sample_says_loudly_that_it_is_not_mnist(
+def test_the_sample_warns_that_it_is_not_mnist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_mirrors(monkeypatch)
-    found = open_source(Data(cache=str(tmp_path), on_unreachable="sample"))
-    assert found.name == SAMPLE
-    assert {split: rows.num_rows for split, rows in found.splits.items()} == {
+    sample = open_source(Data(cache=str(tmp_path), on_unreachable="sample"))
+    assert sample.name == SAMPLE
+    assert {split: rows.num_rows for split, rows in sample.splits.items()} == {
         "train": 4500,
         "test": 500,
     }
-    assert found.shape == (28, 28)
-    assert found.num_val == 500
-    assert "no accuracy here is MNIST's" in found.caveat
+    assert sample.shape == (28, 28)
+    assert sample.num_val == 500
+    assert "no accuracy here is MNIST's" in sample.caveat
     assert "WARNING" in capsys.readouterr().err
 
 
@@ -233,8 +237,8 @@ def test_a_folder_may_hold_plain_or_gzipped_files(
         name = style.format(file.replace("-idx", separator))
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     plain = open_source(Data(name="bars", source=str(source)))
-    found = open_source(Data(name="bars", source=tmp_path.as_uri()))
-    assert found.digests == plain.digests
+    copied = open_source(Data(name="bars", source=tmp_path.as_uri()))
+    assert copied.digests == plain.digests
 
 
 def test_files_that_are_not_the_named_data_set_are_refused(source: Path) -> None:
@@ -248,7 +252,7 @@ def test_a_folder_without_the_files_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_needs_a_source() -> None:
-    with pytest.raises(SettingError, match="'bars' is not a data set known here"):
+    with pytest.raises(SettingError, match="'bars' is not a known data set"):
         open_source(Data(name="bars"))
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing of data that nobody prepared: pictures, Parquet, bad rows, odd classes."""
+"""Preprocessing of image files, Parquet, EMNIST, invalid rows and odd classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def images(count: int, seed: int = 0) -> UInt8Array:
     return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), np.uint8)
 
 
-def make(root: Path, source: Path, **data: Any) -> DatasetManifest:
+def make_dataset(root: Path, source: Path, **data: Any) -> DatasetManifest:
     return preprocess(
         Preprocess(root=str(root), data=Data(**{"name": "odd", "source": str(source), **data}))
     )
@@ -54,17 +54,17 @@ def write_idx(
     return folder
 
 
-def write_pictures(folder: Path, pixels: UInt8Array, classes: list[str], split: str) -> None:
+def write_image_files(folder: Path, pixels: UInt8Array, classes: list[str], split: str) -> None:
     for number, (image, name) in enumerate(zip(pixels, classes, strict=True)):
         (folder / split / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / split / name / f"{number}.png")
 
 
-def test_pictures_by_class_become_a_dataset(tmp_path: Path) -> None:
+def test_image_files_by_class_become_a_dataset(tmp_path: Path) -> None:
     source, classes = tmp_path / "source", ["cat", "dog", "eel"]
     for seed, (split, count) in enumerate((("train", 9), ("val", 3), ("test", 6))):
-        write_pictures(source, images(count, seed), classes * (count // 3), split)
-    dataset = make(tmp_path / "root", source)
+        write_image_files(source, images(count, seed), classes * (count // 3), split)
+    dataset = make_dataset(tmp_path / "root", source)
     assert dataset.rows == {"train": 9, "val": 3, "test": 6}
     assert dataset.image.class_names == ("cat", "dog", "eel")
     assert dataset.image.shape == SHAPE
@@ -77,21 +77,21 @@ def test_parquet_by_split_becomes_a_dataset(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "test")):
         table = pa.table({"image": images(12, seed).tolist(), "label": [0, 1, 2, 3] * 3})
         pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-    dataset = make(tmp_path / "root", tmp_path)
+    dataset = make_dataset(tmp_path / "root", tmp_path)
     assert dataset.rows == {"train": 10, "val": 2, "test": 12}
-    found = read_split(Storage(str(tmp_path / "root")), dataset, "test")
-    np.testing.assert_array_equal(found.images, images(12, 1))
-    np.testing.assert_array_equal(found.ids, np.arange(12, 24))
+    test = read_split(Storage(str(tmp_path / "root")), dataset, "test")
+    np.testing.assert_array_equal(test.images, images(12, 1))
+    np.testing.assert_array_equal(test.ids, np.arange(12, 24))
 
 
-def test_images_of_emnist_are_stood_up_and_its_letters_count_from_0(tmp_path: Path) -> None:
+def test_images_of_emnist_are_transposed_and_its_letters_count_from_0(tmp_path: Path) -> None:
     profile = PROFILES["emnist-letters"]
     train, labels = images(60), np.arange(60, dtype=np.uint8) % 26 + 1
     values = {"train_images": train, "train_labels": labels}
     values |= {"test_images": images(26, 1), "test_labels": labels[:26]}
     for role, array in values.items():
         (tmp_path / profile.files[role]).write_bytes(idx_format.encode(array))
-    dataset = make(tmp_path / "root", tmp_path, name="emnist-letters")
+    dataset = make_dataset(tmp_path / "root", tmp_path, name="emnist-letters")
     assert (dataset.image.height, dataset.image.width) == (24, 20)
     assert dataset.image.class_names == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     split = read_split(Storage(str(tmp_path / "root")), dataset, "train")
@@ -101,19 +101,19 @@ def test_images_of_emnist_are_stood_up_and_its_letters_count_from_0(tmp_path: Pa
 
 def test_more_classes_than_a_label_holds_are_refused(tmp_path: Path) -> None:
     source, classes = tmp_path / "source", [f"{k:03}" for k in range(300)]
-    write_pictures(source, images(300), classes, "train")
-    write_pictures(source, images(1, 1), ["000"], "test")
+    write_image_files(source, images(300), classes, "train")
+    write_image_files(source, images(1, 1), ["000"], "test")
     with pytest.raises(DataError, match="has 300 classes, but labels are uint8: 256 at most"):
-        make(tmp_path / "root", source)
+        make_dataset(tmp_path / "root", source)
 
 
-def test_what_is_wrong_is_listed_before_anything_is_written(tmp_path: Path) -> None:
+def test_invalid_rows_are_listed_before_anything_is_written(tmp_path: Path) -> None:
     train, labels = images(20), [0, 2] * 10
     train[3] = train[7] = 200
     train[5] = images(4, seed=9)[2]
     source = write_idx(tmp_path / "source", train, labels, (0, 9, 0, 2))
     with pytest.raises(DataError) as error:
-        make(tmp_path / "root", source)
+        make_dataset(tmp_path / "root", source)
     for problem in (
         "2 rows of train: all pixels are 200 (ids 3, 7)",
         "1 rows of test: the label 9 is not one of 0 to 2 (ids 21)",
@@ -124,89 +124,93 @@ def test_what_is_wrong_is_listed_before_anything_is_written(tmp_path: Path) -> N
     assert not (tmp_path / "root").exists()
 
 
-def test_bad_rows_are_left_out_and_kept_with_the_reason(tmp_path: Path) -> None:
+def test_quarantined_rows_are_left_out_and_listed_with_the_reason(tmp_path: Path) -> None:
     train = images(20)
     train[3] = 0
     train[5] = images(4, seed=9)[2]
     source = write_idx(tmp_path / "source", train, [0, 1] * 10, (0, 9, 0, 1))
     options = {"on_bad_row": "quarantine", "num_val": 4, "rows_per_shard": 7}
-    dataset = make(tmp_path / "root", source, **options)
+    dataset = make_dataset(tmp_path / "root", source, **options)
     assert dataset.rows == {"train": 14, "val": 4, "test": 3}
     storage = Storage(str(tmp_path / "root"))
     np.testing.assert_array_equal(
         read_split(storage, dataset, "train").images, np.delete(train[:16], [3, 5], axis=0)
     )
     folder = tmp_path / "root" / "datasets" / dataset.ref
-    sides = [pq.read_table(folder / e.path) for e in dataset.files if "rejected/" in e.path]
-    assert {row["id"]: row["reason"] for side in sides for row in side.to_pylist()} == {
+    rejected = [file.path for file in dataset.files if "rejected/" in file.path]
+    rows = [row for path in rejected for row in pq.read_table(folder / path).to_pylist()]
+    assert {row["id"]: row["reason"] for row in rows} == {
         3: "all pixels are 0",
         5: "the image stands in a later split",
         21: "the label 9 is not one of 0 to 1",
     }
 
 
-def test_images_in_two_splits_are_found_over_many_pieces(tmp_path: Path) -> None:
+def test_images_in_two_splits_are_detected_across_partitions(tmp_path: Path) -> None:
     train, test = images(60), images(4, seed=9)
     train[11], train[50], train[57] = test[3], test[1], train[20]
     source = write_idx(tmp_path / "source", train, [0, 1] * 30, (0, 1, 0, 1))
     options = {"num_val": 20, "rows_per_shard": 3}
     problem = r"2 rows of train: .* \(ids 11, 20\); 1 rows of val: .* \(ids 50\)"
     with pytest.raises(DataError, match=problem):
-        make(tmp_path / "root", source, **options)
+        make_dataset(tmp_path / "root", source, **options)
 
 
-def test_a_split_without_a_sound_row_is_refused(tmp_path: Path) -> None:
+def test_a_split_without_a_valid_row_is_refused(tmp_path: Path) -> None:
     source = write_idx(tmp_path / "source", images(20), [0, 1] * 10, (9, 9, 9, 9))
-    with pytest.raises(DataError, match="no row of test is of use"):
-        make(tmp_path / "root", source, on_bad_row="quarantine")
+    with pytest.raises(DataError, match="no row of test is valid"):
+        make_dataset(tmp_path / "root", source, on_bad_row="quarantine")
 
 
-def test_a_piece_without_a_sound_row_is_left_out(tmp_path: Path) -> None:
+def test_a_partition_without_a_valid_row_becomes_an_empty_shard(tmp_path: Path) -> None:
     source, classes = tmp_path / "source", ["cat", "dog"] * 4
     for seed, split in enumerate(("train", "val", "test")):
-        write_pictures(source, images(8, seed), classes, split)
-    # The last of the split, in the order of paths.
+        write_image_files(source, images(8, seed), classes, split)
+    # The last row of the split, so it has a partition of its own.
     (source / "train" / "dog" / "7.png").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"1 rows of train: train/dog/7.png: It is no PNG"):
-        make(tmp_path / "root", source, rows_per_shard=7)
-    dataset = make(tmp_path / "root", source, rows_per_shard=7, on_bad_row="quarantine")
+    with pytest.raises(DataError, match=r"1 rows of train: train/dog/7.png: It is neither"):
+        make_dataset(tmp_path / "root", source, rows_per_shard=7)
+    dataset = make_dataset(tmp_path / "root", source, rows_per_shard=7, on_bad_row="quarantine")
     assert dataset.rows == {"train": 7, "val": 8, "test": 8}
     assert len(read_split(Storage(str(tmp_path / "root")), dataset, "train").images) == 7
 
 
 @pytest.mark.parametrize("difference", [128, 255])
-def test_images_that_differ_by_little_are_no_repeats(difference: int) -> None:
-    """Of pixels 7 and 15, which are the highest of their words of eight."""
+def test_images_that_differ_little_are_not_taken_for_repeats(difference: int) -> None:
+    """Pixels 7 and 15 are the top bytes of their words: the worst case of the hash."""
     ones = np.full((64, 4, 4), 100, np.uint8)
     ones[np.arange(64), 0, 0] = np.arange(64)
     others = ones.copy()
     others[:, 1, 3] ^= difference
     others[:, 3, 3] ^= difference
     labels = np.zeros(64, np.int64)
-    _, _, later = validate(RowBatch(np.arange(64), others, labels), None, np.zeros(0, np.uint64))
-    _, found, _ = validate(RowBatch(np.arange(64), ones, labels), None, np.sort(later))
-    assert not found.bad
+    ids = np.arange(64)
+    _, _, hashes = validate(RowBatch(ids, others, labels), None, np.zeros(0, np.uint64))
+    _, stats, _ = validate(RowBatch(ids, ones, labels), None, np.sort(hashes))
+    assert not stats.rejects
 
 
-def test_a_summary_and_a_contact_sheet_stand_beside_the_manifest(tmp_path: Path) -> None:
+def test_a_summary_and_a_contact_sheet_are_written(tmp_path: Path) -> None:
     train = images(20)
-    dataset = make(tmp_path / "root", write_idx(tmp_path / "s", train, [0, 1] * 10), num_val=4)
+    dataset = make_dataset(
+        tmp_path / "root", write_idx(tmp_path / "s", train, [0, 1] * 10), num_val=4
+    )
     folder = tmp_path / "root" / "datasets" / dataset.ref
-    found = json.loads((folder / "summary.json").read_text())["train"]
-    assert found["classes"] == {"0": 8, "1": 8}
-    assert found["mean"] == pytest.approx(train[:16].mean(), abs=1e-3)
-    assert found["deviation"] == pytest.approx(train[:16].std(), abs=1e-3)
+    summary = json.loads((folder / "summary.json").read_text())["train"]
+    assert summary["classes"] == {"0": 8, "1": 8}
+    assert summary["mean"] == pytest.approx(train[:16].mean(), abs=1e-3)
+    assert summary["deviation"] == pytest.approx(train[:16].std(), abs=1e-3)
     sheet = np.asarray(Image.open(folder / "contact.png"))
     np.testing.assert_array_equal(sheet[2:22, 2:26], train[0])
     np.testing.assert_array_equal(sheet[24:44, 28:52], train[3])
 
 
-def test_a_run_that_was_cut_short_goes_on(
+def test_an_interrupted_run_keeps_finished_shards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_idx(tmp_path / "source", images(20), [0, 1] * 10)
-    whole = make(tmp_path / "a", source, rows_per_shard=3)
-    make(tmp_path / "b", source, rows_per_shard=3)
+    whole = make_dataset(tmp_path / "a", source, rows_per_shard=3)
+    make_dataset(tmp_path / "b", source, rows_per_shard=3)
     folder = tmp_path / "b" / "datasets" / whole.ref
     (folder / "manifest.json").unlink()
     (folder / "train" / "part-00002.parquet").unlink()
@@ -215,6 +219,6 @@ def test_a_run_that_was_cut_short_goes_on(
     data[-60:-8] = bytes(range(52))
     damaged.write_bytes(data)
     kept = (folder / "train" / "part-00000.parquet").stat().st_mtime_ns
-    assert make(tmp_path / "b", source, rows_per_shard=3) == whole
-    assert "7 of 9 shards were there already" in capsys.readouterr().err
+    assert make_dataset(tmp_path / "b", source, rows_per_shard=3) == whole
+    assert "7 of 9 shards already exist" in capsys.readouterr().err
     assert (folder / "train" / "part-00000.parquet").stat().st_mtime_ns == kept

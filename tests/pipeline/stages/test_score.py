@@ -225,7 +225,7 @@ def test_scoring_that_was_cut_short_goes_on(
     (tmp_path / "out" / "manifest.json").unlink()
     next((tmp_path / "out").glob("*-00003.parquet")).unlink()
     assert run(artifacts, path, tmp_path / "out", rows_per_shard=10) == whole
-    assert "4 of 5 shards were there already" in capsys.readouterr().err
+    assert "4 of 5 shards already exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_a_loss_that_diverges_ends_the_run_without_a_result(
 
 
 def test_an_unknown_dataset_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactMissing, match="Make it first: python -m pipeline preprocess"):
+    with pytest.raises(ArtifactMissing, match="Build it first: python -m pipeline preprocess"):
         train(Train(root=str(tmp_path), dataset="bars/000000000000"))
 
 

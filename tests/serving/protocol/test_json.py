@@ -1,7 +1,6 @@
 """Every case of JSONTestSuite (Seriot 2016): set JSON_TEST_SUITE to the folder of its 318 files.
 
-None of them is an infer request, so each is refused: those that are not JSON as such, the others
-for what they lack.
+None of them is an infer request, so the server refuses each: as invalid JSON, or for its fields.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ import pytest
 
 from serving.http.routes import build_routes
 from serving.model.watcher import ModelWatcher
-from tests.serving.http.test_routes import Client, error, serve, settings
+from tests.serving.http.helpers import Client, error_message, publish_and_watch, settings
 
 REPEATED_KEYS = {"y_object_duplicated_key.json", "y_object_duplicated_key_and_value.json"}
-"""JSON, but of two values for a key no reader knows which is meant."""
+"""Valid JSON, but refused: a reader cannot know which of two values of a key is meant."""
 
-READ = ("y_", "i_number_")
-"""What is read: JSON, and of what RFC 8259 leaves open the numbers beyond a double's range."""
+ACCEPTED_PREFIXES = ("y_", "i_number_")
+"""Valid JSON, and numbers beyond the range of a double, which RFC 8259 leaves open."""
 
 
 @pytest.fixture(scope="module")
 def watcher(tmp_path_factory: pytest.TempPathFactory) -> ModelWatcher:
-    return serve(str(tmp_path_factory.mktemp("root")))
+    return publish_and_watch(str(tmp_path_factory.mktemp("root")))
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +34,16 @@ def cases() -> list[Path]:
     return sorted(Path(folder).glob("*.json"))
 
 
-def test_each_case_is_read_or_refused_as_rfc_8259_has_it(
+def test_each_case_is_accepted_or_refused_as_in_rfc_8259(
     cases: list[Path], watcher: ModelWatcher
 ) -> None:
     client = Client(build_routes(watcher, settings("unused")))
     assert len(cases) == 318
-    read = set()
+    accepted = set()
     for case in cases:
         response = client.post("/v2/models/stripes/infer", content=case.read_bytes())
-        if not error(response, 400).startswith("The body is not JSON"):
-            read.add(case.name)
+        if not error_message(response, 400).startswith("The body is not JSON"):
+            accepted.add(case.name)
         assert client.get("/v2/health/live").status_code == 200
-    assert read == {case.name for case in cases if case.name.startswith(READ)} - REPEATED_KEYS
+    valid = {case.name for case in cases if case.name.startswith(ACCEPTED_PREFIXES)}
+    assert accepted == valid - REPEATED_KEYS

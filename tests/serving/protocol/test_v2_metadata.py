@@ -26,7 +26,7 @@ def test_server_metadata_has_the_version_of_the_package() -> None:
     assert v2_metadata.SERVER["version"] == version("ray-onnx-pipeline")
 
 
-def test_the_config_is_tritons(tmp_path: Path) -> None:
+def test_the_model_config_has_the_fields_of_triton(tmp_path: Path) -> None:
     config = v2_metadata.model_config(publish(Storage(str(tmp_path))), max_rows=7)
     assert config["max_batch_size"] == 7
     assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [4, 6]}]

@@ -27,8 +27,8 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 def parse(model: ModelManifest, content: Any, max_rows: int = 8) -> InferRequest:
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return parse_request(data, None, model, max_rows=max_rows)
+    encoded = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return parse_request(encoded, None, model, max_rows=max_rows)
 
 
 def parse_binary(
@@ -40,7 +40,7 @@ def parse_binary(
 
 
 def binary(size: Any, **changes: Any) -> dict[str, Any]:
-    """The JSON of a request whose tensor follows it."""
+    """Return the JSON of a request whose tensor follows it."""
     content = body(parameters={"binary_data_size": size}, **changes)
     if "data" not in changes:
         del content["inputs"][0]["data"]
@@ -55,7 +55,7 @@ def test_data_may_be_nested_or_flat(model: ModelManifest, data: list[Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("fields", "expected"),
     [
         ({}, (Output("probabilities"), Output("prediction"))),
         ({"outputs": []}, (Output("probabilities"), Output("prediction"))),
@@ -76,10 +76,10 @@ def test_data_may_be_nested_or_flat(model: ModelManifest, data: list[Any]) -> No
         ),
     ],
 )
-def test_outputs_are_those_asked_for_or_all(
-    model: ModelManifest, asked: dict[str, Any], expected: tuple[Output, ...]
+def test_outputs_are_the_requested_ones_or_all(
+    model: ModelManifest, fields: dict[str, Any], expected: tuple[Output, ...]
 ) -> None:
-    assert parse(model, body() | asked).outputs == expected
+    assert parse(model, body() | fields).outputs == expected
 
 
 def test_a_tensor_may_follow_the_json(model: ModelManifest) -> None:
@@ -99,10 +99,10 @@ def test_a_tensor_may_follow_the_json(model: ModelManifest) -> None:
         (binary(-1), bytes(48), "-1"),
         (binary(48, data=[0] * 48), bytes(48), "data and binary_data_size"),
         (body(), bytes(48), "no input has binary_data_size"),
-        (binary(2**64, shape=[2**32, 4, 6]), bytes(48), "rows, but one may have 8"),
+        (binary(2**64, shape=[2**32, 4, 6]), bytes(48), "rows, but at most 8 are allowed"),
     ],
 )
-def test_a_binary_tensor_has_exactly_its_size(
+def test_a_binary_tensor_must_have_its_declared_size(
     model: ModelManifest, content: Any, tensor: bytes, message: str
 ) -> None:
     with pytest.raises((RequestInvalid, PayloadTooLarge), match=message):
@@ -110,25 +110,25 @@ def test_a_binary_tensor_has_exactly_its_size(
 
 
 @pytest.mark.parametrize("json_bytes", [10**6, 3])
-def test_the_json_has_exactly_its_length(model: ModelManifest, json_bytes: int) -> None:
+def test_the_json_must_have_its_declared_length(model: ModelManifest, json_bytes: int) -> None:
     with pytest.raises(RequestInvalid, match="bytes|not JSON"):
         parse_binary(model, binary(48), IMAGES.tobytes(), json_bytes)
 
 
-def test_raw_pixels_are_as_many_images_as_they_fill(model: ModelManifest) -> None:
+def test_the_number_of_raw_pixels_gives_the_number_of_images(model: ModelManifest) -> None:
     request = parse_raw(IMAGES.tobytes(), model, binary=True, max_rows=2)
     np.testing.assert_array_equal(request.images, IMAGES)
     assert request.outputs == (Output("probabilities", True), Output("prediction", True))
 
 
 @pytest.mark.parametrize("size", [0, 1, 23, 25])
-def test_raw_pixels_are_whole_images(model: ModelManifest, size: int) -> None:
+def test_raw_pixels_must_be_whole_images(model: ModelManifest, size: int) -> None:
     with pytest.raises(RequestInvalid, match=f"has {size} bytes, but an image .* has 24"):
         parse_raw(bytes(size), model, binary=True, max_rows=2)
 
 
-def test_rows_of_raw_pixels_are_bounded(model: ModelManifest) -> None:
-    with pytest.raises(PayloadTooLarge, match="3 rows, but one may have 2"):
+def test_the_number_of_rows_of_raw_pixels_is_limited(model: ModelManifest) -> None:
+    with pytest.raises(PayloadTooLarge, match="3 rows, but at most 2 are allowed"):
         parse_raw(bytes(72), model, binary=True, max_rows=2)
 
 
@@ -145,16 +145,16 @@ def test_rows_of_raw_pixels_are_bounded(model: ModelManifest) -> None:
         ({"shape": [True, 4, 6]}, "inputs.0.shape.0"),
         ({"shape": [1, 4, 6]}, "48 values, but its shape .1, 4, 6. holds 24"),
         ({"data": [0] * 47}, "47 values, but its shape .2, 4, 6. holds 48"),
-        ({"data": [[[0] * 6] * 4, [[0] * 6] * 3 + [[0] * 5]]}, "nested otherwise"),
-        ({"data": [[[0] * 6] * 4, [[0] * 6] * 3]}, "nested otherwise"),
-        ({"data": [[[0] * 6] * 4, 0]}, "nested otherwise"),
-        ({"data": [[0] * 24] * 2}, "nested otherwise"),
+        ({"data": [[[0] * 6] * 4, [[0] * 6] * 3 + [[0] * 5]]}, "not nested as its shape"),
+        ({"data": [[[0] * 6] * 4, [[0] * 6] * 3]}, "not nested as its shape"),
+        ({"data": [[[0] * 6] * 4, 0]}, "not nested as its shape"),
+        ({"data": [[0] * 24] * 2}, "not nested as its shape"),
         ({"data": [[[[0]] * 6] * 4] * 2}, r"Value 0 .* is \[0\]"),
-        ({"data": "AAAA"}, "no list"),
-        ({"data": None}, "no list"),
+        ({"data": "AAAA"}, "not a list"),
+        ({"data": None}, "not a list"),
     ],
 )
-def test_tensors_that_are_not_the_models_are_refused(
+def test_a_tensor_that_does_not_fit_the_model_is_refused(
     model: ModelManifest, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestInvalid, match=message):
@@ -162,7 +162,7 @@ def test_tensors_that_are_not_the_models_are_refused(
 
 
 @pytest.mark.parametrize("value", [True, False, 1.5, -1.0, -1, 256, 10**1000, "1", None, {}, 1e308])
-def test_only_integers_of_a_byte_are_pixels(model: ModelManifest, value: Any) -> None:
+def test_only_integers_from_0_to_255_are_pixels(model: ModelManifest, value: Any) -> None:
     with pytest.raises(RequestInvalid, match="Value 5 .* Send 0 to 255"):
         parse(model, body(data=[0] * 5 + [value] + [0] * 42))
 
@@ -190,7 +190,7 @@ def test_whole_floats_are_pixels(model: ModelManifest) -> None:
         b"1" * 5000,
     ],
 )
-def test_what_is_not_strict_json_is_refused(model: ModelManifest, text: bytes) -> None:
+def test_a_body_that_is_not_strict_json_is_refused(model: ModelManifest, text: bytes) -> None:
     with pytest.raises(RequestInvalid, match="not JSON"):
         parse(model, text)
 
@@ -222,15 +222,15 @@ def test_what_is_not_strict_json_is_refused(model: ModelManifest, text: bytes) -
         ),
     ],
 )
-def test_what_is_not_an_infer_request_is_refused(
+def test_json_that_is_not_an_infer_request_is_refused(
     model: ModelManifest, content: Any, message: str
 ) -> None:
     with pytest.raises(RequestInvalid, match=message):
         parse(model, content)
 
 
-def test_rows_are_bounded(model: ModelManifest) -> None:
-    with pytest.raises(PayloadTooLarge, match="2 rows, but one may have 1"):
+def test_the_number_of_rows_is_limited(model: ModelManifest) -> None:
+    with pytest.raises(PayloadTooLarge, match="2 rows, but at most 1 are allowed"):
         parse(model, body(), max_rows=1)
 
 
@@ -245,7 +245,7 @@ def test_rows_are_bounded(model: ModelManifest) -> None:
     ],
     ids=["name", "shape", "value", "field", "output"],
 )
-def test_messages_echo_little_on_one_line(model: ModelManifest, content: Any) -> None:
+def test_messages_are_short_and_on_one_line(model: ModelManifest, content: Any) -> None:
     with pytest.raises(RequestInvalid) as error:
         parse(model, content)
     assert len(str(error.value)) < 400

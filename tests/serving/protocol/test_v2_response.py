@@ -13,7 +13,7 @@ from serving.protocol.types import InferRequest, Output
 from serving.protocol.v2_response import build_reply
 from tests.support.stripes_model import publish, stripe
 
-ANSWER = Predictions(np.array([[0.5, 0.25, 0.25]], np.float32), np.array([0]))
+PREDICTIONS = Predictions(np.array([[0.5, 0.25, 0.25]], np.float32), np.array([0]))
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelManifest:
     return publish(Storage(str(tmp_path_factory.mktemp("root"))))
 
 
-def test_the_response_has_what_was_asked_for(model: ModelManifest) -> None:
+def test_the_reply_has_the_requested_outputs(model: ModelManifest) -> None:
     request = InferRequest(stripe(0)[None], (Output("prediction"), Output("probabilities")), "a-7")
-    assert json.loads(build_reply(model, request, ANSWER).body) == {
+    assert json.loads(build_reply(model, request, PREDICTIONS).body) == {
         "model_name": "stripes",
         "model_version": model.version,
         "id": "a-7",
@@ -39,10 +39,10 @@ def test_the_response_has_what_was_asked_for(model: ModelManifest) -> None:
     }
 
 
-def test_the_response_carries_the_models_caveat(tmp_path: Path) -> None:
+def test_the_reply_carries_the_models_caveat(tmp_path: Path) -> None:
     model = publish(Storage(str(tmp_path)), caveat="made by hand")
     request = InferRequest(stripe(0)[None], (Output("prediction"),))
-    response = json.loads(build_reply(model, request, ANSWER).body)
+    response = json.loads(build_reply(model, request, PREDICTIONS).body)
     assert response["parameters"] == {"caveat": "made by hand"}
     assert "id" not in response
 
@@ -50,15 +50,15 @@ def test_the_response_carries_the_models_caveat(tmp_path: Path) -> None:
 def test_float32_survives_json(model: ModelManifest) -> None:
     values = np.random.default_rng(0).random((100, 3), np.float32)
     request = InferRequest(np.zeros((100, 4, 6), np.uint8), (Output("probabilities"),))
-    answer = Predictions(values, np.zeros(100, np.int64))
-    response = json.loads(build_reply(model, request, answer).body)
+    predictions = Predictions(values, np.zeros(100, np.int64))
+    response = json.loads(build_reply(model, request, predictions).body)
     sent = np.array(response["outputs"][0]["data"], np.float32).reshape(100, 3)
     np.testing.assert_array_equal(sent, values)
 
 
 def test_binary_outputs_follow_the_json_in_its_order(model: ModelManifest) -> None:
     outputs = (Output("prediction", binary=True), Output("probabilities"))
-    body, json_bytes = build_reply(model, InferRequest(stripe(0)[None], outputs), ANSWER)
+    body, json_bytes = build_reply(model, InferRequest(stripe(0)[None], outputs), PREDICTIONS)
     prediction, probabilities = json.loads(body[:json_bytes])["outputs"]
     assert prediction["parameters"] == {"binary_data_size": 8}
     assert "data" not in prediction
@@ -69,7 +69,7 @@ def test_binary_outputs_follow_the_json_in_its_order(model: ModelManifest) -> No
 @pytest.mark.parametrize("binary", [False, True])
 def test_the_best_classes_are_named_best_first(model: ModelManifest, binary: bool) -> None:
     outputs = (Output("probabilities", binary, num_classes=2),)
-    body, json_bytes = build_reply(model, InferRequest(stripe(0)[None], outputs), ANSWER)
+    body, json_bytes = build_reply(model, InferRequest(stripe(0)[None], outputs), PREDICTIONS)
     (tensor,) = json.loads(body[:json_bytes])["outputs"]
     assert (tensor["datatype"], tensor["shape"]) == ("BYTES", [1, 2])
     if binary:
@@ -80,7 +80,7 @@ def test_the_best_classes_are_named_best_first(model: ModelManifest, binary: boo
         assert tensor["data"] == ["0.5:0:left", "0.25:1:middle"]
 
 
-def test_there_are_no_more_classes_than_the_model_has(model: ModelManifest) -> None:
+def test_a_reply_names_at_most_all_classes_of_the_model(model: ModelManifest) -> None:
     outputs = (Output("probabilities", num_classes=99),)
-    reply = json.loads(build_reply(model, InferRequest(stripe(0)[None], outputs), ANSWER).body)
+    reply = json.loads(build_reply(model, InferRequest(stripe(0)[None], outputs), PREDICTIONS).body)
     assert reply["outputs"][0]["shape"] == [1, 3]

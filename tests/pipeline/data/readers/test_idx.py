@@ -18,29 +18,29 @@ from pipeline.errors import DataError
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 
 
-class Watched(Storage):
-    """Counts how often a file is opened."""
+class CountingStorage(Storage):
+    """A storage that counts how often a file is opened."""
 
-    opened = 0
+    num_opened = 0
 
     @contextmanager
     def open(self, path: str) -> Iterator[pa.NativeFile]:
-        self.opened += 1
+        self.num_opened += 1
         with super().open(path) as file:
             yield file
 
 
 def test_a_file_stays_open_from_one_range_to_the_next(tmp_path: Path) -> None:
     (tmp_path / "images.gz").write_bytes(gzip.compress(idx_format.encode(IMAGES)))
-    storage = Watched(str(tmp_path))
+    storage = CountingStorage(str(tmp_path))
     rows = Rows((IdxReader(open_idx(storage, "images.gz", rank=3)),))
-    storage.opened = 0
+    storage.num_opened = 0
     for start in (*range(6), 2):
         np.testing.assert_array_equal(rows.read(start, start + 1).images, IMAGES[start : start + 1])
-    assert storage.opened == 1
+    assert storage.num_opened == 1
 
 
-def test_a_file_that_was_replaced_or_removed_is_refused(tmp_path: Path) -> None:
+def test_a_replaced_or_removed_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "images"
     path.write_bytes(idx_format.encode(IMAGES))
     rows = Rows((IdxReader(open_idx(Storage(str(tmp_path)), path.name, rank=3)),))

@@ -19,7 +19,7 @@ FILE = idx_format.encode(IMAGES)
 ZIPPED = gzip.compress(FILE)
 
 
-def inspect(data: bytes, rank: int = 3) -> idx_format.Idx:
+def verify(data: bytes, rank: int = 3) -> idx_format.Idx:
     return idx_format.verify(io.BytesIO(data), name="x.idx", rank=rank, compressed_bytes=len(data))
 
 
@@ -33,14 +33,14 @@ def header(*shape: int, kind: int = 8) -> bytes:
 
 
 @pytest.mark.parametrize("data", [FILE, ZIPPED])
-def test_a_range_of_rows_is_read_as_it_was_written(data: bytes) -> None:
-    found = inspect(data)
-    assert found.shape == (2, 3, 4)
-    np.testing.assert_array_equal(rows(data, found.shape, 1, 2), IMAGES[1:])
+def test_a_range_of_rows_is_read_back_as_written(data: bytes) -> None:
+    idx = verify(data)
+    assert idx.shape == (2, 3, 4)
+    np.testing.assert_array_equal(rows(data, idx.shape, 1, 2), IMAGES[1:])
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_gzip_around_it() -> None:
-    assert inspect(FILE) == inspect(ZIPPED) == inspect(gzip.compress(FILE, 1))
+    assert verify(FILE) == verify(ZIPPED) == verify(gzip.compress(FILE, 1))
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_the_digest_is_of_the_content_and_not_of_the_gzip_around_it() -> None:
         (FILE[:-1], "holds 23 values, but its header says 24"),
         (header(2**32 - 1, 28, 28) + bytes(100), "holds 100 values"),
         (header(2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(100), "holds 100 values"),
-        (FILE + b"\0", "goes on after the 24 values"),
-        (gzip.compress(FILE + b"\0"), "goes on after the 24 values"),
+        (FILE + b"\0", "continues after the 24 values"),
+        (gzip.compress(FILE + b"\0"), "continues after the 24 values"),
         (gzip.compress(FILE[:-1]), "holds 23 values"),
         (gzip.compress(ZIPPED), "starts with 1f8b"),
         (ZIPPED[:-1], "broken or truncated gzip"),
@@ -72,19 +72,19 @@ def test_the_digest_is_of_the_content_and_not_of_the_gzip_around_it() -> None:
 )
 def test_a_broken_file_is_refused_with_its_reason(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        inspect(data)
+        verify(data)
 
 
 def test_labels_given_as_images_are_refused() -> None:
     with pytest.raises(DataError, match="Are images and labels swapped"):
-        inspect(FILE, rank=1)
+        verify(FILE, rank=1)
 
 
 def test_a_gzip_bomb_is_refused_in_little_memory() -> None:
     bomb = gzip.compress(header(1 << 8, 1 << 10, 1 << 10) + bytes(1 << 28), 9)
     tracemalloc.start()
     with pytest.raises(DataError, match="gzip bomb"):
-        inspect(bomb)
+        verify(bomb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 22
@@ -93,18 +93,18 @@ def test_a_gzip_bomb_is_refused_in_little_memory() -> None:
 @given(st.binary(max_size=64), st.sampled_from([b"", FILE[:4], FILE[:16], ZIPPED[:10]]))
 def test_any_bytes_are_read_whole_or_refused(data: bytes, start: bytes) -> None:
     try:
-        found = inspect(start + data)
+        idx = verify(start + data)
     except DataError:
         return
-    assert rows(start + data, found.shape, 0, found.shape[0]).shape == found.shape
+    assert rows(start + data, idx.shape, 0, idx.shape[0]).shape == idx.shape
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.data())
-def test_every_range_of_every_shape_comes_back(
+def test_every_range_of_every_shape_is_read_back(
     count: int, height: int, width: int, data: st.DataObject
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (count, height, width)).astype(np.uint8)
     start = data.draw(st.integers(0, count))
     stop = data.draw(st.integers(start, count))
-    found = rows(idx_format.encode(images), images.shape, start, stop)
-    np.testing.assert_array_equal(found, images[start:stop])
+    content = rows(idx_format.encode(images), images.shape, start, stop)
+    np.testing.assert_array_equal(content, images[start:stop])

@@ -4,7 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,12 @@ from ray.data.extensions import ArrowTensorArray
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
 from pipeline.data.partitions import EncodedShard, Partition, ShardWriter, partition_rows
-from pipeline.data.readers.image_folder import IMAGES_PER_READER, image_files, open_image_folder
+from pipeline.data.readers.image_folder import (
+    IMAGES_PER_READER,
+    ImageFolderReader,
+    image_files,
+    open_image_folder,
+)
 from pipeline.data.readers.parquet import open_parquet
 from pipeline.data.readers.rows import RowBatch, Rows
 from pipeline.errors import DataError, SettingError
@@ -35,9 +40,9 @@ def png(image: UInt8Array) -> bytes:
 def read(folder: Path, image: pa.Array, begin: int = 0, end: int = 6, **columns: Any) -> RowBatch:
     table = pa.table({"image": image, **columns}).replace_schema_metadata(SIZE)
     pq.write_table(table, folder / "images.parquet", row_group_size=4)
-    part = open_parquet(Storage(str(folder)), "images.parquet", None)
-    assert part.shape == SHAPE
-    return Rows((part,)).read(begin, end)
+    reader = open_parquet(Storage(str(folder)), "images.parquet", None)
+    assert reader.shape == SHAPE
+    return Rows((reader,)).read(begin, end)
 
 
 FORMS = {
@@ -57,20 +62,20 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_image_column_may_have_many_forms(tmp_path: Path, form: str) -> None:
-    block = read(tmp_path, FORMS[form], 1, 6)
-    np.testing.assert_array_equal(block.images, IMAGES[1:])
-    np.testing.assert_array_equal(block.ids, np.arange(1, 6))
-    assert block.bad == ()
+    batch = read(tmp_path, FORMS[form], 1, 6)
+    np.testing.assert_array_equal(batch.images, IMAGES[1:])
+    np.testing.assert_array_equal(batch.ids, np.arange(1, 6))
+    assert batch.rejects == ()
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_ranges_are_read_in_any_order(tmp_path: Path, form: str) -> None:
     read(tmp_path, FORMS[form])
-    part = open_parquet(Storage(str(tmp_path)), "images.parquet", SHAPE)
+    reader = open_parquet(Storage(str(tmp_path)), "images.parquet", SHAPE)
     for begin, end in ((0, 1), (1, 2), (2, 5), (5, 6), (3, 6), (0, 6), (1, 3)):
-        block = Rows((part,)).read(begin, end)
-        np.testing.assert_array_equal(block.images, IMAGES[begin:end])
-        np.testing.assert_array_equal(block.ids, np.arange(begin, end))
+        batch = Rows((reader,)).read(begin, end)
+        np.testing.assert_array_equal(batch.images, IMAGES[begin:end])
+        np.testing.assert_array_equal(batch.ids, np.arange(begin, end))
 
 
 def test_a_range_after_a_damaged_one_is_right(
@@ -85,43 +90,45 @@ def test_a_range_after_a_damaged_one_is_right(
     data = bytearray(path.read_bytes())
     data[data.index(IMAGES[2].tobytes())] ^= 1
     path.write_bytes(data)
-    part = open_parquet(Storage(str(tmp_path)), path.name, None)
+    reader = open_parquet(Storage(str(tmp_path)), path.name, None)
     for begin in (0, 4, 1, 5):
-        np.testing.assert_array_equal(Rows((part,)).read(begin, begin + 1).images[0], IMAGES[begin])
+        np.testing.assert_array_equal(
+            Rows((reader,)).read(begin, begin + 1).images[0], IMAGES[begin]
+        )
         with pytest.raises(DataError, match="could not be read as Parquet"):
-            Rows((part,)).read(2, 4)
+            Rows((reader,)).read(2, 4)
 
 
 def test_a_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
     read(tmp_path, FORMS["binary"])
-    part = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    reader = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
     read(tmp_path, FORMS["binary"][:2], 0, 2)
     with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
-        Rows((part,)).read(4, 6)
+        Rows((reader,)).read(4, 6)
 
 
-PEAK_OF_ITS_RANGES = """
+READ_ALL_RANGES = """
 import sys, pyarrow
-from pipeline.rows_parquet import open_parquet
-from pipeline.storage import Storage
-part = open_parquet(Storage(sys.argv[1]), "images.parquet", None)
-sums = [part.read(begin, begin + 1000, 0, ()).images.sum() for begin in range(0, 100_000, 1000)]
+from pipeline.artifacts.storage import Storage
+from pipeline.data.readers.parquet import open_parquet
+reader = open_parquet(Storage(sys.argv[1]), "images.parquet", None)
+sums = [reader.read(begin, begin + 1000, 0, ()).images.sum() for begin in range(0, 100_000, 1000)]
 print(sum(sums), pyarrow.default_memory_pool().max_memory() >> 20)
 """
 
 
-def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
-    """In a process of its own, as this one's peak is that of all tests."""
+def test_a_large_row_group_is_never_whole_in_memory(tmp_path: Path) -> None:
+    """Measure in a new process: the peak of this one is that of all tests."""
     pixels = np.random.default_rng(0).integers(0, 256, 100_000 * 784, np.uint8)
     column = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(784), 100_000, [None, pa.py_buffer(pixels)]
     )
     pq.write_table(pa.table({"image": column}), tmp_path / "images.parquet", use_dictionary=False)
-    command = [sys.executable, "-c", PEAK_OF_ITS_RANGES, str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    total, peak_mib = map(int, found.stdout.split())
+    command = [sys.executable, "-c", READ_ALL_RANGES, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    total, peak_mib = map(int, result.stdout.split())
     assert total == pixels.sum(dtype=np.int64)
-    # Of 75.
+    # The row group has 75 MiB.
     assert peak_mib < 40
 
 
@@ -142,26 +149,26 @@ def test_a_large_row_group_is_never_in_memory(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_row_stands_apart(
+def test_each_invalid_row_is_rejected_with_its_reason(
     tmp_path: Path, column: list[Any], reasons: dict[int, str]
 ) -> None:
-    block = read(tmp_path, pa.array(column))
-    assert {row.id for row in block.bad} == set(reasons)
-    for row in block.bad:
+    batch = read(tmp_path, pa.array(column))
+    assert {row.id for row in batch.rejects} == set(reasons)
+    for row in batch.rejects:
         assert reasons[row.id] in row.reason
-    np.testing.assert_array_equal(block.images, IMAGES[block.ids])
+    np.testing.assert_array_equal(batch.images, IMAGES[batch.ids])
 
 
-def test_a_null_label_or_id_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_row_with_a_null_label_or_id_is_rejected(tmp_path: Path) -> None:
     labels, ids = [0, None, 2, 3, 4, 5], [10, 11, None, 13, 14, 15]
-    block = read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
-    assert block.labels is not None
-    assert block.labels.tolist() == [0, 3, 4, 5]
-    assert block.ids.tolist() == [10, 13, 14, 15]
-    assert [row.reason for row in block.bad] == ["the label is null", "the id is null"]
+    batch = read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 3, 4, 5]
+    assert batch.ids.tolist() == [10, 13, 14, 15]
+    assert [row.reason for row in batch.rejects] == ["the label is null", "the id is null"]
 
 
-def test_pictures_are_rows_by_path(tmp_path: Path) -> None:
+def test_image_files_are_rows_in_order_of_paths(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "1.png").write_bytes(png(IMAGES[1]))
     (tmp_path / "a.PNG").write_bytes(png(IMAGES[0]))
@@ -170,34 +177,35 @@ def test_pictures_are_rows_by_path(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_bytes(b"")
     storage = Storage(str(tmp_path))
     rows = Rows(tuple(open_image_folder(storage, "", image_files(storage, ""))))
-    block = rows.read(0, rows.num_rows, ["path"])
-    np.testing.assert_array_equal(block.images, IMAGES[:2])
-    assert block.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
-    assert [row.id for row in block.bad] == [2, 3]
-    assert block.bad[1].reason == "d.jpg: It is no PNG and no JPEG."
+    batch = rows.read(0, rows.num_rows, ["path"])
+    np.testing.assert_array_equal(batch.images, IMAGES[:2])
+    assert batch.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
+    assert [row.id for row in batch.rejects] == [2, 3]
+    assert batch.rejects[1].reason == "d.jpg: It is neither a PNG nor a JPEG."
 
 
-def test_a_piece_of_many_pictures_names_few(tmp_path: Path) -> None:
+def test_a_partition_of_an_image_folder_holds_only_the_paths_near_its_rows(tmp_path: Path) -> None:
     data = png(IMAGES[0])
     for number in range(2 * IMAGES_PER_READER + 1):
         (tmp_path / f"{number:05}.png").write_bytes(data)
     storage = Storage(str(tmp_path))
     rows = Rows(tuple(open_image_folder(storage, "", image_files(storage, ""))))
-    (piece,) = partition_rows(rows, 1500, 2001, split="a", path="part-{}", rows_per_shard=501)
-    assert piece.read().ids.tolist() == list(range(1500, 2001))
-    assert [len(part.paths) for part in piece.rows.parts] == [IMAGES_PER_READER, 1]  # type: ignore[attr-defined]
+    (partition,) = partition_rows(rows, 1500, 2001, split="a", path="part-{}", rows_per_shard=501)
+    assert partition.read().ids.tolist() == list(range(1500, 2001))
+    readers = cast(tuple[ImageFolderReader, ...], partition.rows.readers)
+    assert [len(reader.paths) for reader in readers] == [IMAGES_PER_READER, 1]
 
 
-def test_rows_go_on_over_the_parts(tmp_path: Path) -> None:
+def test_ids_continue_from_one_reader_to_the_next(tmp_path: Path) -> None:
     read(tmp_path, FORMS["lists"])
-    part = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
-    block = Rows((part, part, part), first_id=100).read(4, 14)
-    assert block.ids.tolist() == list(range(104, 114))
+    reader = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    batch = Rows((reader, reader, reader), first_id=100).read(4, 14)
+    assert batch.ids.tolist() == list(range(104, 114))
     expected = np.concatenate([IMAGES] * 3)[4:14]
-    np.testing.assert_array_equal(block.images, expected)
+    np.testing.assert_array_equal(batch.images, expected)
 
 
-def test_a_picture_that_is_removed_while_it_is_read_is_named(tmp_path: Path) -> None:
+def test_an_image_file_removed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(IMAGES[0]))
     rows = Rows(tuple(open_image_folder(Storage(str(tmp_path)), "", ["a.png"])))
     (tmp_path / "a.png").unlink()
@@ -208,7 +216,7 @@ def test_a_picture_that_is_removed_while_it_is_read_is_named(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("rows_per_shard", "message"), [(1, "more than 3 shards"), (6, "would hold 6")]
 )
-def test_pieces_are_few_and_fit_memory(
+def test_partitions_that_are_too_many_or_too_large_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int, message: str
 ) -> None:
     monkeypatch.setattr("pipeline.data.partitions.MAX_PARTITIONS", 3)
@@ -220,17 +228,17 @@ def test_pieces_are_few_and_fit_memory(
     assert len(partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=5)) == 2
 
 
-def test_nothing_is_written_of_a_part_that_changes_while_it_is_read(tmp_path: Path) -> None:
-    """A shard of other content would be taken for finished when the part is as it was again."""
+def test_no_shard_is_written_from_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    """Otherwise the shard would be kept as finished once the file has its old content again."""
     read(tmp_path, FORMS["lists"])
     rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
-    (piece,) = partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=6)
+    (partition,) = partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=6)
 
-    def make(piece: Partition) -> EncodedShard:
+    def encode(partition: Partition) -> EncodedShard:
         (tmp_path / "images.parquet").write_bytes(b"other")
         return EncodedShard(pa.py_buffer(b"shard"), 6, ())
 
-    target = ShardWriter(Storage(str(tmp_path / "out")), "", force=False)
+    writer = ShardWriter(Storage(str(tmp_path / "out")), "", force=False)
     with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
-        target.write([piece], make)
+        writer.write([partition], encode)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Parquet files that are damaged, absurd, or made to do harm."""
+"""Parquet files that are damaged, absurd or malicious."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.pipeline.data.readers.test_parquet import FORMS, IMAGES, SIZE, read
 
 
 class Gadget(pa.ExtensionType):  # type: ignore[misc]
-    """What would run code, were it ever asked for its values."""
+    """An extension type that stands for those that run code when their values are read."""
 
     def __init__(self) -> None:
         super().__init__(pa.binary(), "tests.gadget")
@@ -47,7 +47,7 @@ def test_extension_types_other_than_tensors_are_refused(tmp_path: Path, nested: 
         pa.unregister_extension_type("tests.gadget")
 
 
-def test_objects_of_ray_that_are_pickled_are_refused(tmp_path: Path) -> None:
+def test_pickled_objects_of_ray_are_refused(tmp_path: Path) -> None:
     from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 
     column = ArrowPythonObjectArray.from_objects([object()] * 6)
@@ -55,27 +55,31 @@ def test_objects_of_ray_that_are_pickled_are_refused(tmp_path: Path) -> None:
         read(tmp_path, FORMS["fixed-size binary"], other=column)
 
 
-@given(at=st.integers(0, 10_000), flip=st.integers(1, 255), cut=st.booleans())
-def test_a_damaged_file_is_an_error_or_its_rows(
-    tmp_path_factory: pytest.TempPathFactory, at: int, flip: int, cut: bool
+@given(position=st.integers(0, 10_000), flip=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_file_is_refused_or_read_correctly(
+    tmp_path_factory: pytest.TempPathFactory, position: int, flip: int, cut: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
     table = pa.table({"image": FORMS["fixed-size binary"]}).replace_schema_metadata(SIZE)
     path = folder / "images.parquet"
     pq.write_table(table, path, write_page_checksum=True)
     data = bytearray(path.read_bytes())
-    at %= len(data)
-    path.write_bytes(data[:at] if cut else data[:at] + bytes([data[at] ^ flip]) + data[at + 1 :])
-    # Anything else that is raised fails the test.
+    position %= len(data)
+    if cut:
+        del data[position:]
+    else:
+        data[position] ^= flip
+    path.write_bytes(data)
+    # Any other exception fails the test.
     with suppress(DataError):
-        found = Rows((open_parquet(Storage(str(folder)), "images.parquet", None),))
-        np.testing.assert_array_equal(found.read(0, found.num_rows).images, IMAGES)
+        rows = Rows((open_parquet(Storage(str(folder)), "images.parquet", None),))
+        np.testing.assert_array_equal(rows.read(0, rows.num_rows).images, IMAGES)
 
 
 @pytest.mark.parametrize(
     "class_names", ["no json", "5", '[["a"]]', '{"0": "cat", "1": "dog"}', "[" * 100_000]
 )
-def test_class_names_that_are_none_are_refused(tmp_path: Path, class_names: str) -> None:
+def test_invalid_class_names_are_refused(tmp_path: Path, class_names: str) -> None:
     metadata = SIZE | {"class_names": class_names}
     table = pa.table({"image": FORMS["binary"]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "images.parquet")
@@ -95,7 +99,7 @@ def test_class_names_that_are_none_are_refused(tmp_path: Path, class_names: str)
         (bytes(20), {"height": "five", "width": "4"}),
     ],
 )
-def test_a_first_image_of_no_size_is_refused(
+def test_a_first_image_without_a_valid_size_is_refused(
     tmp_path: Path, first: Any, size: dict[str, str]
 ) -> None:
     table = pa.table({"image": [first]}).replace_schema_metadata(size)
@@ -104,7 +108,7 @@ def test_a_first_image_of_no_size_is_refused(
         open_parquet(Storage(str(tmp_path)), "images.parquet", None)
 
 
-def test_a_column_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_column_is_refused(tmp_path: Path) -> None:
     column = FORMS["binary"]
     pq.write_table(
         pa.Table.from_arrays([column, column], ["image", "image"]), tmp_path / "images.parquet"
@@ -113,16 +117,16 @@ def test_a_column_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
         open_parquet(Storage(str(tmp_path)), "images.parquet", None)
 
 
-def test_a_number_that_is_absurd_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_row_with_an_absurd_number_is_rejected(tmp_path: Path) -> None:
     pixels = [image.ravel().tolist() for image in IMAGES]
     pixels[1][3] = 2**60
-    block = read(
+    batch = read(
         tmp_path,
         pa.array(pixels, pa.list_(pa.int64())),
         label=pa.array([0, 1, 2, 2**63, 4, 5], pa.uint64()),
     )
-    assert [(row.id, row.reason) for row in block.bad] == [
+    assert [(row.id, row.reason) for row in batch.rejects] == [
         (1, "a pixel is not an integer from 0 to 255")
     ]
-    assert block.labels is not None
-    assert block.labels.tolist() == [0, 2, -(2**63), 4, 5]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 2, -(2**63), 4, 5]

@@ -15,7 +15,7 @@ from pipeline.contract import ImageSpec
 from pipeline.errors import DataError
 from pipeline.images.decode import MAX_PIXELS, PNG, decode_grayscale
 from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
-from serving.model.image_input import read_image
+from serving.protocol.image_input import read_image
 from tests.support.stripes_model import STRIPES, stripe
 
 GRAY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10

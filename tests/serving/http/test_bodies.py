@@ -1,0 +1,90 @@
+"""The limits and encodings of HTTP bodies."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from pipeline.models.predictor import Predictor
+from tests.serving.http.helpers import Client, error_message, infer_body, png
+from tests.support.stripes_model import STRIPES, stripe
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/stripes/infer"])
+def test_a_body_over_the_limit_is_refused_as_declared_and_as_streamed(
+    client: Client, path: str
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(1 << 16)
+
+    for content in (bytes((1 << 20) + 1), endless()):
+        message = error_message(client.post(path, content=content), 413)
+        assert "larger than 1 MiB" in message
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "abc", "99999999999999999999", "\u00b2", "3"])
+def test_a_wrong_json_length_is_refused(client: Client, length: str) -> None:
+    headers = {"Inference-Header-Content-Length": length.encode()}
+    error_message(client.post("/v2/models/stripes/infer", content=b"{}", headers=headers), 400)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_requests_and_responses_are_compressed(
+    client: Client, predictor: Predictor, encoding: str
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (16, *STRIPES.shape), np.uint8)
+    plain = json.dumps(infer_body(images)).encode()
+    compressed = gzip.compress(plain) if encoding == "gzip" else zlib.compress(plain)
+    headers = {"Content-Encoding": encoding, "Accept-Encoding": encoding}
+    response = client.post("/v2/models/stripes/infer", content=compressed, headers=headers)
+    assert response.headers["content-encoding"] == encoding
+    expected = predictor.predict(images).prediction.tolist()
+    assert response.json()["outputs"][1]["data"] == expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "status", "message"),
+    [
+        ("br", b"{}", 415, "Send gzip, deflate"),
+        ("gzip", b"{}", 400, "not gzip"),
+        ("deflate", gzip.compress(b"{}"), 400, "not deflate"),
+        ("gzip", gzip.compress(b"{}")[:-1], 400, "one complete gzip stream"),
+        ("gzip", gzip.compress(b"{}") * 2, 400, "one complete gzip stream"),
+        ("gzip", gzip.compress(bytes(2 << 20)), 413, "decompresses to more than 1 MiB"),
+    ],
+)
+def test_a_body_that_cannot_be_decompressed_is_refused(
+    client: Client, encoding: str, content: bytes, status: int, message: str
+) -> None:
+    headers = {"Content-Encoding": encoding}
+    response = client.post("/v2/models/stripes/infer", content=content, headers=headers)
+    assert message in error_message(response, status)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no file"),
+        (b"--x\r\n", "Not a form|no file"),
+        (b"--y--\r\n", "Not a form|no file"),
+        (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--\r\n', "Not a form"),
+    ],
+)
+def test_a_body_that_is_not_a_form_with_files_is_refused(
+    client: Client, content: bytes, message: str
+) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = client.post("/predict", content=content, headers=headers)
+    assert re.search(message, error_message(response, 400))
+
+
+def test_a_form_has_a_maximum_number_of_files(client: Client) -> None:
+    files = [("a", png(stripe(0)))] * 17
+    assert "1 to 16 files" in error_message(client.post("/predict", files=files), 400)
