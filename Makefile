@@ -1,17 +1,39 @@
-# The two commands a newcomer needs are `make run` and `make test`.
+# The two commands a newcomer needs are `make run` and `make test`. CONTRIBUTING.md tells of the others.
 PYTHON ?= python3
 BIN := .venv/bin
+OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 
-.PHONY: run test test-slow bench-train bench-serve bench-data soak lint
+.PHONY: run test test-fast test-public test-slow lint docs bench-train bench-serve bench-data soak
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
 
-test: .venv/ready $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
+test: .venv/ready $(OTHER_CLIENTS)
 	$(BIN)/pytest -m "not slow"
 
-test-slow: .venv/ready
+# Without Ray, a server or a browser.
+test-fast: .venv/ready
+	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "not ray and not slow"
+	$(BIN)/coverage report --sort=cover
+
+# The core of training and serving on Ray's public interface alone.
+test-public: .venv/ready
+	PIPELINE_RAY_HOOKS=off $(BIN)/pytest -m "not slow" \
+	  tests/pipeline/stages/test_train.py tests/e2e/test_server.py
+
+test-slow: .venv/ready $(OTHER_CLIENTS)
 	$(BIN)/pytest -m slow
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+
+# Generates docs/reference.
+docs: .venv/ready
+	$(BIN)/python docs/generate.py
 
 bench-train: .venv/ready
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[all,bench]'
@@ -25,9 +47,6 @@ bench-data: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python -m tests.bench.soak
-
-lint: .venv/ready
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 .venv/ready: pyproject.toml infra/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

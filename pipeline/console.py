@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 2
-"""Of progress, on a console that is not a terminal."""
+"""Time between two lines of progress where there is no terminal."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print a line about a result."""
-    console.print(text)
+    # A path may hold brackets, which are markup to rich.
+    console.print(text, markup=False)
 
 
 def warn(text: str) -> None:

@@ -35,6 +35,15 @@ TRAINING = Training(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need Ray, a server or a browser; `make test-fast` leaves them out."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if "ray_session" in item.fixturenames or folder in ("e2e", "faults"):
+            item.add_marker("ray")
+
+
 @dataclass(frozen=True)
 class Artifacts:
     """A small run from end to end, made once; read only."""

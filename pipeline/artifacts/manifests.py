@@ -1,9 +1,7 @@
-"""The manifests: what an artifact is, what went into it, and each of its files with its digest.
+"""The manifests: what an artifact is, what it was built from, and each of its files with its digest.
 
-Commit protocol: the files of an artifact are written first, its manifest last and atomically.
-Readers go through the manifest and never list a folder, so they see a whole artifact or none.
-Manifests carry no paths, and but for the speed of training no times: the same inputs give the same
-bytes.
+Manifests hold no absolute paths and, except for the speed of training, no times: the same inputs
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,68 +13,91 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.contract import ImageSpec
 
 FORMAT: Literal[1] = 1
-"""Version of the artifacts' format; part of every version, so a change never reads old files."""
+"""Version of the format of artifacts. It is part of every version, so a change reads no old files."""
 
 
 class FileEntry(BaseModel):
-    """A file of an artifact: path relative to the manifest, size in bytes, rows if it has any."""
+    """A file of an artifact, or of its input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
+    """Path relative to the manifest."""
     bytes: int
+    """Size in bytes."""
     sha256: str
+    """SHA-256 of the content, in hex."""
     rows: int | None = None
+    """Number of rows, if the file has rows."""
 
 
 class Manifest(BaseModel):
-    """What all manifests hold. `caveat` is what anyone who quotes a figure from here must know."""
+    """The fields of every manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     file_name: ClassVar[str] = "manifest.json"
     create_command: ClassVar[str]
 
     format: Literal[1] = FORMAT
+    """Version of the format."""
     caveat: str = ""
+    """A warning that belongs beside every figure taken from the artifact."""
     files: tuple[FileEntry, ...] = ()
+    """The files of the artifact."""
 
     def file(self, path: str) -> FileEntry:
+        """Return the entry of a file that the manifest lists."""
         return next(entry for entry in self.files if entry.path == path)
 
 
 class DatasetManifest(Manifest):
-    """`datasets/<name>/<version>/`: Parquet shards and rows by split, digests of the source."""
+    """`datasets/<name>/<version>/`: Parquet shards of the splits `train`, `val` and `test`."""
 
     create_command: ClassVar[str] = "python -m pipeline preprocess"
 
     kind: Literal["dataset"] = "dataset"
+    """Kind of artifact."""
     name: str
+    """Name of the dataset."""
     version: str
+    """Digest of the source and the settings, 12 hex digits."""
     image: ImageSpec
+    """Height, width and class names of the images."""
     rows: dict[str, int]
+    """Number of rows by split."""
     source: dict[str, str]
+    """SHA-256 of each source file, by its role or path."""
 
     @property
     def ref(self) -> str:
         return f"{self.name}/{self.version}"
 
     def shards(self, split: str) -> list[FileEntry]:
+        """Return the shards of a split, in the order of their ids."""
         return [entry for entry in self.files if entry.path.startswith(f"{split}/")]
 
 
 class RunManifest(Manifest):
-    """`runs/<run>/`: settings, device, metrics of each epoch; `checkpoint` holds the weights."""
+    """`runs/<run>/`: a finished training run."""
 
     create_command: ClassVar[str] = "python -m pipeline train --dataset DATASET"
 
     kind: Literal["run"] = "run"
+    """Kind of artifact."""
     run: str
+    """Recipe and digest of the dataset and the settings."""
     dataset: str
+    """The dataset, NAME/VERSION."""
     image: ImageSpec
+    """Height, width and class names of the images."""
     training: dict[str, Any]
+    """The settings of training."""
     device: str
+    """`cpu` or `cuda`."""
     metrics: tuple[dict[str, float], ...]
+    """One entry per epoch: loss, accuracy, validation loss and accuracy, images/s, waiting time."""
     checkpoint: str
+    """Path of the checkpoint that holds the final weights."""
 
     @property
     def ref(self) -> str:
@@ -84,30 +105,43 @@ class RunManifest(Manifest):
 
 
 class TensorSpec(BaseModel):
-    """A tensor of the model in numpy's dtype names; -1 in the shape is the free batch axis."""
+    """An input or output tensor of a model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    """Name of the tensor."""
     dtype: str
+    """Its dtype, as numpy names it."""
     shape: tuple[int, ...]
+    """Its shape; -1 is the free batch axis."""
 
 
 class ModelManifest(Manifest):
-    """`models/<name>/<version>/`: one self-contained ONNX file and what serving must know of it."""
+    """`models/<name>/<version>/`: one self-contained ONNX file, and what serving needs to know."""
 
     create_command: ClassVar[str] = "python -m pipeline export --run RUN"
 
     kind: Literal["model"] = "model"
+    """Kind of artifact."""
     name: str
+    """Name of the model, which is that of its dataset."""
     version: str
+    """Digest of the run, its weights, the dataset and the exporter, 12 hex digits."""
     run: str
+    """The run that trained it."""
     dataset: str
+    """The dataset that it was trained on, NAME/VERSION."""
     image: ImageSpec
+    """Height, width and class names of the images."""
     inputs: tuple[TensorSpec, ...]
+    """The input tensors."""
     outputs: tuple[TensorSpec, ...]
+    """The output tensors."""
     parity_max_difference: float
+    """Largest difference of a probability between onnxruntime and torch on `test`."""
     training: dict[str, Any]
+    """The settings of training."""
 
     @property
     def ref(self) -> str:
@@ -115,15 +149,19 @@ class ModelManifest(Manifest):
 
 
 class EvaluationManifest(Manifest):
-    """Stands beside a model version's manifest: its metrics by split, and the report's files."""
+    """`evaluation.json` beside a model version's manifest: its metrics and the report's files."""
 
     file_name: ClassVar[str] = "evaluation.json"
     create_command: ClassVar[str] = "python -m pipeline evaluate --model MODEL"
 
     kind: Literal["evaluation"] = "evaluation"
+    """Kind of artifact."""
     model: str
+    """The model version, NAME/VERSION."""
     dataset: str
+    """The dataset, NAME/VERSION."""
     metrics: dict[str, dict[str, Any]]
+    """Metrics by split: accuracy, loss, calibration error, confusion matrix and others."""
 
     @property
     def ref(self) -> str:
@@ -131,16 +169,25 @@ class EvaluationManifest(Manifest):
 
 
 class ScoresManifest(Manifest):
-    """`--output` of scoring: which model scored which input; rows in = scored + rejected."""
+    """`--output` of `score`: Parquet shards of predictions; rows in = rows scored + rejected."""
 
     create_command: ClassVar[str] = "python -m pipeline score"
 
     kind: Literal["scores"] = "scores"
+    """Kind of artifact."""
     model: str
+    """The model version, NAME/VERSION."""
     image: ImageSpec
+    """Height, width and class names of the images."""
     probabilities: bool
+    """Whether the shards hold the probability of every class."""
     columns: tuple[str, ...]
+    """Columns of the input that the shards repeat."""
     rows_per_shard: int
+    """Rows per shard."""
     inputs: tuple[FileEntry, ...]
+    """The files that were scored."""
     rows: int
+    """Number of rows of the input."""
     rejected: int = 0
+    """Number of rows that could not be scored."""

@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Alias(BaseModel):
-    """What an alias names now, and what it named before, newest first."""
+    """The version that an alias names now, and those that it named before, newest first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,32 +31,38 @@ class Alias(BaseModel):
 
 
 def model_folder(name: str, version: str) -> str:
-    """Where a model version lies under the storage root."""
+    """Return the folder of a model version, relative to the storage root."""
     return f"models/{name}/{version}"
 
 
 def find_model(storage: Storage, ref: str) -> ModelManifest:
-    """The manifest of the model version that `ref` names, itself or by an alias."""
+    """Return the manifest of the model version that `ref` names, directly or by an alias."""
     name, _ = _split(ref)
     return load(storage, model_folder(name, resolve_versions(storage, ref)[0]), ModelManifest)
 
 
 def resolve_versions(storage: Storage, ref: str) -> tuple[str, ...]:
-    """The version that `ref` names; for an alias, then those that it named before, newest first."""
+    """Return the version that `ref` names; for an alias, its earlier versions follow, newest first.
+
+    Raise ArtifactMissing if there is no such alias.
+    """
     name, which = _split(ref)
     if VERSION.fullmatch(which):
         return (which,)
     alias = find_alias(storage, name, which)
     if alias is None:
         raise ArtifactMissing(
-            f"Model {name!r} has no alias {which!r} under {storage.display()}. Make it: "
+            f"Model {name!r} has no alias {which!r} under {storage.display()}. Create it: "
             f"python -m pipeline promote --model {name}/VERSION --alias {which}"
         )
     return alias.version, *alias.history
 
 
 def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
-    """What an alias names, or None where it was never promoted."""
+    """Return an alias, or None if nothing was promoted to it.
+
+    Raise ArtifactDamaged if its file is not an alias.
+    """
     path = _alias_path(name, alias)
     try:
         return Alias.model_validate_json(storage.read(path))
@@ -69,22 +75,27 @@ def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
 
 
 def promote(storage: Storage, ref: str, alias: str) -> Alias:
-    """Makes `alias` name the model version `ref`; ArtifactMissing where there is none."""
+    """Point `alias` at the model version `ref` and return it.
+
+    Raise ArtifactMissing if there is no such version. On local storage concurrent calls wait for
+    each other, so the history keeps all of them.
+    """
     if VERSION.fullmatch(alias) or not NAME.fullmatch(alias):
         raise SettingError(
             f"Alias {alias!r} is not a word, or could be a version. Use one such as production."
         )
     model = find_model(storage, ref)
-    before = None
-    with suppress(ArtifactDamaged):
-        before = find_alias(storage, model.name, alias)
-    if before and before.version == model.version:
-        return before
-    history = (before.version, *before.history) if before else ()
-    after = Alias(version=model.version, history=history)
-    text = after.model_dump_json(indent=2) + "\n"
-    storage.write(_alias_path(model.name, alias), text.encode())
-    return after
+    path = _alias_path(model.name, alias)
+    with storage.locked(f"models/{model.name}/aliases/.lock", wait=True):
+        previous = None
+        with suppress(ArtifactDamaged):
+            previous = find_alias(storage, model.name, alias)
+        if previous and previous.version == model.version:
+            return previous
+        history = (previous.version, *previous.history) if previous else ()
+        promoted = Alias(version=model.version, history=history)
+        storage.write(path, (promoted.model_dump_json(indent=2) + "\n").encode())
+    return promoted
 
 
 def _alias_path(name: str, alias: str) -> str:

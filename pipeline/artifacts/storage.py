@@ -1,8 +1,7 @@
 """Files on any storage root: a local folder, or a URI that pyarrow.fs knows (`s3://`, `gs://`).
 
 A file appears under its name whole or not at all: locally by temporary file, fsync and rename, on
-an object store as an upload that is completed at its end. That is the ground the commit protocol
-of `manifest.py` stands on.
+an object store as an upload that is completed at its end. The commit protocol relies on it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ B = TypeVar("B")
 
 
 class Storage:
-    """Files under one root, by relative path. Pickles as its root, so Ray can send it anywhere."""
+    """Files under one root, by relative path; pickles as its root, so Ray can send it anywhere."""
 
     def __init__(self, root: str) -> None:
         if root.startswith("file://"):
@@ -65,22 +64,22 @@ class Storage:
         return f"Storage({self.display()!r})"
 
     def uri(self, path: str = "") -> str:
-        """The absolute path or URI of `path`, for other tools: with credentials, if it has any."""
+        """Return the absolute path or URI of `path`, with its credentials, for other tools."""
         if self.is_local:
             return f"{self.root}/{path}" if path else self.root
         parts = urlsplit(self.root)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}".rstrip("/")))
 
     def display(self, path: str = "") -> str:
-        """The same for people."""
+        """Return the same for people, without credentials."""
         return redact(self.uri(path))
 
     @contextmanager
     def locked(self, path: str, *, wait: bool = False) -> Iterator[None]:
-        """Keeps other processes from the same block, until this one ends in whatever way.
+        """Hold a lock that ends with the block, or with the process.
 
-        StorageError where another has it, unless told to wait. An object store has no locks: there
-        only the atomicity of each file holds.
+        Raise StorageError if another process holds it, unless told to wait. An object store has no
+        locks: there only the atomicity of each file holds.
         """
         if not self.is_local:
             yield
@@ -94,38 +93,40 @@ class Storage:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise StorageError(
-                    f"Another process works on {self.display(path.rpartition('/')[0])}. "
-                    "Wait for it to end, or end it."
+                    f"Another process is working on {self.display(path.rpartition('/')[0])}. "
+                    "Wait for it to end, or stop it."
                 ) from None
             yield
 
     @contextmanager
     def open(self, path: str) -> Iterator[pa.NativeFile]:
-        """A file to read at any position; FileNotFoundError where there is no such file."""
+        """Open a file to read at any position. Raise FileNotFoundError if there is none."""
         full = self._full(path)
         with _explained("read", self.display(path)), self._fs.open_input_file(full) as file:
             yield file
 
     def read(self, path: str) -> bytes:
-        """The whole content; FileNotFoundError where there is no such file."""
+        """Return the content of a file. Raise FileNotFoundError if there is none."""
         with self.open(path) as file:
             return bytes(file.read())
 
     def fingerprint(self, *paths: str) -> Fingerprint:
-        """What changes with the content of these files."""
+        """Return sizes and times of the last write, which change with the content of the files."""
         with _explained("read", self.display(paths[0])):
             full = [self._full(path) for path in paths]
-            look = self._fs.get_file_info
-            infos = look(full) if self.is_local else parallel_map(look, full)
-        return tuple(part for i in infos for part in (i.size or 0, i.mtime_ns or 0))
+            if self.is_local:
+                infos = self._fs.get_file_info(full)
+            else:
+                infos = parallel_map(self._fs.get_file_info, full)
+        return tuple(value for info in infos for value in (info.size or 0, info.mtime_ns or 0))
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder; on an object store, files under that name."""
+        """Return whether `path` is a folder; on an object store, a prefix of files."""
         kind = self._fs.get_file_info(self._full(path)).type
         return bool(kind == fs.FileType.Directory)
 
     def files(self, path: str = "") -> list[str]:
-        """The files in a folder and in those within, sorted; empty where there is none."""
+        """Return the files of a folder and its subfolders, sorted; none if it does not exist."""
         selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
         with _explained("read", self.display(path)):
             infos = self._fs.get_file_info(selector)
@@ -133,12 +134,12 @@ class Storage:
         return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
-        """Makes `path` hold `data`, atomically and durably, replacing what was there."""
+        """Write `data` to `path`, atomically and durably, in place of an older file."""
         with _explained("write", self.display(path)):
             if self.is_local:
                 _write_local(Path(self._full(path)), data)
             else:
-                # A signal that came between its beginning and its end would complete it as it is.
+                # In a thread: a signal during the upload would complete a truncated file.
                 with ThreadPoolExecutor(1) as thread:
                     thread.submit(self._upload, path, data).result()
 
@@ -147,7 +148,7 @@ class Storage:
             file.write(data)
 
     def delete(self, path: str) -> None:
-        """Removes a file or a folder, if it is there."""
+        """Delete a file or a folder, if it exists."""
         with _explained("delete", self.display(path)):
             kind = self._fs.get_file_info(self._full(path)).type
             if kind == fs.FileType.Directory:
@@ -160,23 +161,22 @@ class Storage:
 
 
 def redact(uri: str) -> str:
-    """A path or URI without credentials and options."""
+    """Return a path or URI without credentials and options."""
     if "://" not in uri:
         return uri
     scheme, _, rest = uri.partition("://")
-    # Credentials that are not percent-encoded may have any sign in them.
+    # Credentials that are not percent-encoded may contain any character.
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """What the work returns for each, in order: several files at a time, as each is waited for."""
+    """Apply `work`, which waits for storage, to each item in threads; return results in order."""
     with ThreadPoolExecutor(32) as threads:
         return list(threads.map(work, items))
 
 
 class _explained:
-    """Turns what a file system raises, but for FileNotFoundError, into
-    a StorageError that says what failed."""
+    """Turn an error of the file system, except FileNotFoundError, into a StorageError."""
 
     def __init__(self, verb: str, uri: str) -> None:
         self.verb, self.uri = verb, uri
@@ -189,14 +189,15 @@ class _explained:
             return
         if isinstance(error, OSError | pa.ArrowInvalid):
             reason = getattr(error, "strerror", None) or str(error)
-            advice = "" if getattr(error, "errno", None) != errno.ENOSPC else _make_room(self.uri)
+            disk_is_full = getattr(error, "errno", None) == errno.ENOSPC
+            advice = _space_advice(self.uri) if disk_is_full else ""
             raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.{advice}") from None
 
 
-def _make_room(path: str) -> str:
+def _space_advice(path: str) -> str:
     folder = next(parent for parent in Path(path).parents if parent.exists())
     free = shutil.disk_usage(folder).free
-    return f" {free:,} bytes are free there. Make room, then run the same command again."
+    return f" {free:,} bytes are free there. Free some space, then run the same command again."
 
 
 def _write_local(path: Path, data: bytes | pa.Buffer) -> None:

@@ -1,4 +1,4 @@
-"""Ray, started or joined in one place: its environment, token, resources and quiet logs."""
+"""Start Ray on this machine or join a cluster, in one place for all stages and the server."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from pipeline.cluster import ray_hooks
 from pipeline.errors import ResourcesMissing
 
 OBJECT_STORE_BYTES = 512 << 20
-"""Of a local Ray: stages pass file names through it, not images."""
+"""The object store of a local Ray is small: stages pass row ranges through it, not images."""
 
 _keep = ContextVar("keep", default=False)
 
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """A Ray to work on: the one already connected, the cluster at RAY_ADDRESS, or a local one.
+    """Connect to Ray: keep a connection, join the cluster at RAY_ADDRESS, or start a local Ray.
 
-    A local one takes this machine's CPUs and GPUs, is closed to other users by a token of its own,
-    and ends with the block, whatever ends the block. The mode of authentication is left to Ray,
-    which turns it on for a local cluster; setting it here would come too late, after its import.
+    A local Ray takes this machine's CPUs and GPUs and ends with the block. A token of its own
+    closes it to other users; Ray turns token authentication on for a local cluster by itself.
     """
     if ray.is_initialized():
         yield
@@ -37,7 +36,7 @@ def connected() -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     _init()
     if threading.current_thread() is threading.main_thread():
-        # Ray has put a handler of its own in the place of ours.
+        # Ray has replaced our handler.
         signal.signal(signal.SIGTERM, handler)
     try:
         yield
@@ -48,7 +47,7 @@ def connected() -> Iterator[None]:
 
 @contextmanager
 def shared() -> Iterator[None]:
-    """Lets all in the block share one Ray, which the first that needs one starts."""
+    """Let all stages in the block share one Ray, which the first that needs one starts."""
     token = _keep.set(True)
     before = ray.is_initialized()
     try:
@@ -65,14 +64,14 @@ def _init() -> None:
             ray.init(logging_level=logging.WARNING, log_to_driver=False)
         except (ValueError, ConnectionError):
             raise ResourcesMissing(
-                f"No Ray cluster can be joined at RAY_ADDRESS {address!r}. Give HOST:PORT of its "
+                f"No Ray cluster answers at RAY_ADDRESS {address!r}. Give HOST:PORT of its "
                 "GCS, or unset it for a local Ray; to submit to http://HOST:8265, use "
                 "infra/jobs/submit.sh."
             ) from None
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
-        # Without it, Ray joins whatever cluster was last started on this machine.
+        # Otherwise Ray joins the cluster that was last started on this machine.
         address="local",
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,

@@ -9,31 +9,32 @@ from collections import Counter
 from collections.abc import Collection
 
 import ray
-import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ResourcesMissing
 
-PATIENCE_S = 8
+FREE_TIMEOUT_S = 8
+"""Time for others to release resources: those of a stage that ended are free a moment later."""
 
 
 def require(*, cpus: int = 0, gpus: int = 0) -> None:
-    """ResourcesMissing where the cluster lacks them, or where others hold them and do not let go.
+    """Raise ResourcesMissing if the cluster lacks CPUs or GPUs, or others keep holding them.
 
-    Ray itself would wait for them: Train for ever, Data for half an hour.
+    Ray itself would wait: Ray Train for ever, Ray Data for half an hour.
     """
     for unit, wanted in (("CPU", cpus), ("GPU", gpus)):
-        if wanted > (found := _count(ray.cluster_resources(), unit)):
+        total = _count(ray.cluster_resources(), unit)
+        if wanted > total:
             raise ResourcesMissing(
-                f"{wanted} {unit}s were asked for, but the cluster has {found}. "
+                f"{wanted} {unit}s were asked for, but the cluster has {total}. "
                 "Ask for fewer workers, or add nodes."
             )
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + FREE_TIMEOUT_S
         while wanted > (free := _count(ray.available_resources(), unit)):
             if time.monotonic() > deadline:
                 raise ResourcesMissing(
-                    f"{wanted} {unit}s were asked for, but {found - free} of the cluster's {found} "
+                    f"{wanted} {unit}s were asked for, but {total - free} of the cluster's {total} "
                     "are held by other jobs or servers. Wait for them, stop them, or ask for fewer "
                     "workers."
                 )
@@ -41,7 +42,7 @@ def require(*, cpus: int = 0, gpus: int = 0) -> None:
 
 
 def require_shared(storage: Storage, folder: str = "") -> None:
-    """ResourcesMissing where a node of the cluster does not see this local storage to write to."""
+    """Raise ResourcesMissing if any node cannot see this local storage to write to."""
     if not storage.is_local:
         return
     marker = f"{folder}/.shared-{uuid.uuid4().hex}".lstrip("/")
@@ -53,19 +54,22 @@ def require_shared(storage: Storage, folder: str = "") -> None:
 
 
 def require_visible(paths: Collection[str]) -> None:
-    """ResourcesMissing where a node of the cluster does not see one of these local files."""
+    """Raise ResourcesMissing if any node of the cluster cannot see one of these local files."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
         return
-    look = ray.remote(num_cpus=0)(lambda: [path for path in paths if not os.path.exists(path)])
-    missing = [
-        look.options(
+    find_missing = ray.remote(num_cpus=0)(
+        lambda: [path for path in paths if not os.path.exists(path)]
+    )
+    missing_by_node = [
+        find_missing.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote()
         for node in nodes
     ]
-    if missed := Counter(path for found in ray.get(missing) for path in found):
-        ((path, count),) = missed.most_common(1)
+    counts = Counter(path for missing in ray.get(missing_by_node) for path in missing)
+    if counts:
+        ((path, count),) = counts.most_common(1)
         raise ResourcesMissing(
             f"{path} is seen by {len(nodes) - count} of {len(nodes)} nodes of the cluster. "
             "Use a folder or URI that all of them share."
@@ -73,12 +77,12 @@ def require_visible(paths: Collection[str]) -> None:
 
 
 def num_free_cpus() -> int:
-    """Whole CPUs that nobody holds, at least 1."""
+    """Return the number of whole free CPUs, at least 1."""
     return max(1, _count(ray.available_resources(), "CPU"))
 
 
 def num_gpus() -> int:
-    """Whole GPUs of the cluster."""
+    """Return the number of whole GPUs of the cluster."""
     return _count(ray.cluster_resources(), "GPU")
 
 

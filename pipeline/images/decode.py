@@ -1,7 +1,7 @@
-"""PNG and JPEG -> grey pixels.
+"""Decode PNG and JPEG files to grayscale pixels.
 
-Grey is Pillow's `L` (0.299 R + 0.587 G + 0.114 B). Of 16 bits the upper 8 are taken, of an
-animation the first frame; a photograph is turned as its EXIF data say.
+Gray is Pillow's `L` (0.299 R + 0.587 G + 0.114 B). A sample of 16 bits is cut to its upper 8 bits.
+An animation gives its first frame. A photograph is turned upright by its EXIF orientation.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 
 PNG_HEADER = struct.Struct(">8x4x4sII")
-"""Signature, length and kind of the first chunk, and, as that is IHDR, width and height."""
+"""Signature; length, then type of the first chunk, which is IHDR; width and height."""
 
 MAX_PIXELS = 1 << 24
+"""Bounds the memory that one image file can take."""
 
 ORIENTATION = 0x0112
+"""The EXIF tag of a photograph's orientation."""
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,7 +38,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a photograph upright, by its EXIF orientation."""
+"""The transposition that turns a photograph upright, by its EXIF orientation."""
 
 DECODE_ERRORS = (
     Image.DecompressionBombError,
@@ -48,27 +50,30 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises for broken pictures."""
+"""The exceptions that Pillow raises for damaged files."""
 
 
 def is_png_or_jpeg(data: bytes) -> bool:
-    """Whether it begins as a PNG or a JPEG."""
+    """Return whether the bytes begin with the signature of a PNG or a JPEG."""
     return data.startswith((PNG, JPEG))
 
 
 def decode_grayscale(data: bytes) -> UInt8Array:
-    """The pixels of a PNG or JPEG, uint8 (height, width); DataError where it is broken or large."""
+    """Return the pixels of a PNG or JPEG, uint8 (height, width).
+
+    Raise DataError if the file is damaged, or has more than MAX_PIXELS pixels.
+    """
     kind = "PNG" if data.startswith(PNG) else "JPEG"
     if kind == "PNG":
-        # Checked before Pillow reads on, so no picture that claims to be huge is ever unpacked.
+        # Check before Pillow reads on, so that a file that claims to be huge is never unpacked.
         _check_size(_size_in_header(data))
     try:
-        with _open(data, kind) as picture:
-            _check_size(picture.size)
-            # Without this a file that was cut short or changed on its way may still be decoded.
-            picture.verify()
-        with _open(data, kind) as picture:
-            return _to_grayscale(picture)
+        with _open(data, kind) as image:
+            _check_size(image.size)
+            # Checksums: otherwise a truncated or altered file may still decode.
+            image.verify()
+        with _open(data, kind) as image:
+            return _to_grayscale(image)
     except DECODE_ERRORS:
         raise DataError(f"The {kind} is damaged and cannot be read. Save it again.") from None
 
@@ -96,23 +101,24 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _to_grayscale(picture: Image.Image) -> UInt8Array:
-    picture.load()
-    if picture.mode.startswith("I"):
-        return (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-    # Pillow's exif_transpose also writes the EXIF data anew, and breaks on those of some cameras.
-    if (turn := UPRIGHT.get(picture.getexif().get(ORIENTATION, 1))) is not None:
-        picture = picture.transpose(turn)
-    if picture.has_transparency_data:
-        picture = _on_ground(picture.convert("RGBA"))
-    return np.array(picture.convert("L"))
+def _to_grayscale(image: Image.Image) -> UInt8Array:
+    image.load()
+    if image.mode.startswith("I"):
+        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+    # Pillow's exif_transpose also rewrites the EXIF data, which fails for some cameras.
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.has_transparency_data:
+        image = _fill_background(image.convert("RGBA"))
+    return np.array(image.convert("L"))
 
 
-def _on_ground(picture: Image.Image) -> Image.Image:
-    """What is transparent becomes ground: white where the ink is dark, black where it is light."""
-    alpha = np.asarray(picture.getchannel("A"), np.float32)
-    light = (np.asarray(picture.convert("RGB").convert("L")) * alpha).sum()
-    dark = light < 127.5 * alpha.sum()
+def _fill_background(image: Image.Image) -> Image.Image:
+    """Replace transparency by a background: white behind dark ink, black behind light ink."""
+    alpha = np.asarray(image.getchannel("A"), np.float32)
+    brightness = (np.asarray(image.convert("RGB").convert("L")) * alpha).sum()
+    ink_is_dark = brightness < 127.5 * alpha.sum()
     return Image.alpha_composite(
-        Image.new("RGBA", picture.size, "white" if dark else "black"), picture
+        Image.new("RGBA", image.size, "white" if ink_is_dark else "black"), image
     )

@@ -1,7 +1,7 @@
-"""A grey picture of any size -> the model's, as the digits of MNIST were made.
+"""Make a grayscale image of any size into the model's, as the digits of MNIST were made.
 
 LeCun et al. 1998, III.A: white ink on black, scaled to a box of 20 of the 28 pixels with its aspect
-kept, and laid so that the centre of its mass is the centre of the image.
+ratio kept, and placed so that the centre of mass is the centre of the image.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from pipeline.contract import PIXEL_MAX, ImageSpec
 from pipeline.errors import DataError
 
 BOX = 20 / 28
+"""Side of the box that holds the ink, as a share of the image's side."""
 
 INK = 64
-"""A pixel that bright, of 255, is ink, where a picture is cropped."""
+"""Brightness, of 255, from which a pixel counts as ink when an image is cropped."""
 
 MIN_CONTRAST = 32
+"""Difference of brightness, of 255, below which an image counts as blank."""
 
 
-def normalize(picture: UInt8Array, image: ImageSpec) -> tuple[UInt8Array, bool, bool]:
-    """The picture for the model, uint8 (height, width); whether it was inverted, and fitted.
+def normalize(image: UInt8Array, spec: ImageSpec) -> tuple[UInt8Array, bool, bool]:
+    """Return the model's input, uint8 (height, width), and whether it was inverted and fitted.
 
-    A light ground is inverted. A picture of the model's size is else taken as it is; another is
-    cropped, scaled and centred. DataError where that finds nothing drawn on it.
+    An image with a light background is inverted. If it then has the model's size it is returned as
+    it is; otherwise it is cropped, scaled and centred. Raise DataError if it is blank.
     """
-    edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    ground = int(np.median(edge))
-    inverted = ground > PIXEL_MAX // 2
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    background = int(np.median(border))
+    inverted = background > PIXEL_MAX // 2
     if inverted:
-        picture, ground = PIXEL_MAX - picture, PIXEL_MAX - ground
-    if picture.shape == image.shape:
-        return picture, inverted, False
-    ink = np.maximum(picture, ground) - np.uint8(ground)
+        image, background = PIXEL_MAX - image, PIXEL_MAX - background
+    if image.shape == spec.shape:
+        return image, inverted, False
+    ink = np.maximum(image, background) - np.uint8(background)
     contrast = int(ink.max())
     if contrast < MIN_CONTRAST:
         raise DataError(
@@ -44,24 +46,25 @@ def normalize(picture: UInt8Array, image: ImageSpec) -> tuple[UInt8Array, bool, 
     ink = (ink.astype(np.float32) * (PIXEL_MAX / contrast)).astype(np.uint8)
     rows, columns = (np.flatnonzero((ink >= INK).any(axis)) for axis in (1, 0))
     cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return _centre(_scale(cropped, image), image), inverted, True
+    return _centre(_scale(cropped, spec), spec), inverted, True
 
 
-def _scale(ink: UInt8Array, image: ImageSpec) -> UInt8Array:
-    """The ink, as large as fits the box."""
+def _scale(ink: UInt8Array, spec: ImageSpec) -> UInt8Array:
+    """Scale the ink to fill the box."""
     height, width = ink.shape
-    scale = min(image.height * BOX / height, image.width * BOX / width)
+    scale = min(spec.height * BOX / height, spec.width * BOX / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BILINEAR))
 
 
-def _centre(ink: UInt8Array, image: ImageSpec) -> UInt8Array:
-    """The ink on a black image, the centre of its mass as near to the image's as the edges let."""
-    at = []
-    for axis, room in enumerate(image.shape):
+def _centre(ink: UInt8Array, spec: ImageSpec) -> UInt8Array:
+    """Place the ink on a black image, with its centre of mass as near to the middle as fits."""
+    corner = []
+    for axis, side in enumerate(spec.shape):
         mass = ink.sum(1 - axis, dtype=np.float64)
         centre = mass @ (np.arange(len(mass)) + 0.5) / max(1, mass.sum())
-        at.append(min(max(0, round(room / 2 - centre)), room - len(mass)))
-    centred = np.zeros(image.shape, np.uint8)
-    centred[at[0] : at[0] + ink.shape[0], at[1] : at[1] + ink.shape[1]] = ink
+        corner.append(min(max(0, round(side / 2 - centre)), side - len(mass)))
+    top, left = corner
+    centred = np.zeros(spec.shape, np.uint8)
+    centred[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
     return centred

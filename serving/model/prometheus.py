@@ -33,6 +33,13 @@ To add one: list it here, and yield its total in `_totals`.
 """
 
 
+GAUGES = {
+    "waiting_rows": ("Images that wait for the model.", ""),
+    "version_refused": ("1 while the alias names a version that was rejected.", ""),
+}
+"""Description and extra label, if any, by the name of a gauge."""
+
+
 class MetricsExporter:
     """Passes the statistics of the loaded version to Ray."""
 
@@ -44,16 +51,10 @@ class MetricsExporter:
             self._counters[name] = Counter(
                 f"pipeline_{name}", description=description, tag_keys=tags
             )
-        self._waiting = Gauge(
-            "pipeline_waiting_rows",
-            description="Images that wait for the model.",
-            tag_keys=MODEL_TAGS,
-        )
-        self._rejected = Gauge(
-            "pipeline_version_refused",
-            description="1 while the alias names a version that was rejected.",
-            tag_keys=MODEL_TAGS,
-        )
+        self._gauges = {
+            name: Gauge(f"pipeline_{name}", description=description, tag_keys=MODEL_TAGS)
+            for name, (description, _) in GAUGES.items()
+        }
         self._exported = dict[tuple[str, str, str], float]()
 
     async def export(self) -> None:
@@ -75,8 +76,8 @@ class MetricsExporter:
                 label = COUNTERS[name][1]
                 self._counters[name].inc(increase, tags | ({label: value} if label else {}))
                 self._exported[key] = total
-        self._waiting.set(loaded.batcher.waiting_rows, tags)
-        self._rejected.set(self._watcher.rejected is not None, tags)
+        self._gauges["waiting_rows"].set(loaded.batcher.waiting_rows, tags)
+        self._gauges["version_refused"].set(self._watcher.rejected is not None, tags)
 
 
 def _totals(loaded: LoadedModel) -> Iterator[tuple[tuple[str, str], float]]:

@@ -161,7 +161,7 @@ def test_a_run_resumes_after_a_full_disk_at_a_checkpoint(
     completed = Command(*UNSHARE, "sh", "-c", DISK_FULL, "sh", *run.args, env=env).run()
     assert completed.returncode == 0, completed.stderr
     assert "No space left on device" in completed.stderr
-    assert "bytes are free there. Make room" in completed.stderr
+    assert "bytes are free there. Free some space" in completed.stderr
     assert "Traceback" not in completed.stderr
     expected = train_undisturbed(artifacts, {**settings, "hidden_sizes": (800,)})
     assert_same_run(result, expected, (result / "kept").read_bytes().splitlines())

@@ -39,7 +39,7 @@ class Attempts(RuleBasedStateMachine):
 
     @rule(setting=st.integers(0, 1), name=st.sampled_from(["part-x", "manifest.json"]))
     def die(self, setting: int, name: str) -> None:
-        """What a process leaves that is killed while it writes."""
+        """Leave what a process leaves when it is killed while it writes."""
         (self.folder / f".{name}.{setting}.tmp").write_bytes(b"half")
 
     @rule(setting=st.integers(0, 1))
@@ -61,11 +61,11 @@ class Attempts(RuleBasedStateMachine):
 
     @invariant()
     def a_reader_sees_what_was_committed_last_whole(self) -> None:
-        found = find(self.storage, "", ScoresManifest)
-        assert found == self.committed
-        for entry in found.files if found else ():
-            assert found
-            setting = found.model.rpartition("/")[2]
+        committed = find(self.storage, "", ScoresManifest)
+        assert committed == self.committed
+        for entry in committed.files if committed else ():
+            assert committed
+            setting = committed.model.rpartition("/")[2]
             expected = f"{setting} {entry.path.rpartition('-')[2]}".encode() * 50
             assert read_file(self.storage, "", entry) == expected
 

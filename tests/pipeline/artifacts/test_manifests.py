@@ -35,9 +35,9 @@ def test_an_artifact_is_seen_once_it_is_committed(storage: Storage) -> None:
     manifest = make(storage)
     assert find(storage, "d", DatasetManifest) is None
     commit(storage, "d", manifest)
-    found = find(storage, "d", DatasetManifest)
-    assert found == manifest
-    assert read_file(storage, "d", found.shards("train")[0]) == b"content"
+    loaded = find(storage, "d", DatasetManifest)
+    assert loaded == manifest
+    assert read_file(storage, "d", loaded.shards("train")[0]) == b"content"
 
 
 def test_committing_twice_gives_the_same_bytes(storage: Storage) -> None:
@@ -116,18 +116,19 @@ def test_what_was_committed_is_found(
     assert find(storage, "d", type(manifest)) == manifest
 
 
-@given(at=st.integers(0, 1000), byte=st.integers(0, 255), cut=st.booleans())
+@given(position=st.integers(0, 1000), byte=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_manifest_never_leads_to_other_content(
-    tmp_path_factory: pytest.TempPathFactory, at: int, byte: int, cut: bool
+    tmp_path_factory: pytest.TempPathFactory, position: int, byte: int, cut: bool
 ) -> None:
     storage = Storage(str(tmp_path_factory.mktemp("root")))
     commit(storage, "d", make(storage))
     text = storage.read("d/manifest.json")
-    at %= len(text)
-    storage.write("d/manifest.json", text[:at] + (b"" if cut else bytes([byte]) + text[at + 1 :]))
+    position %= len(text)
+    rest = b"" if cut else bytes([byte]) + text[position + 1 :]
+    storage.write("d/manifest.json", text[:position] + rest)
     with suppress(UserError):
-        found = load(storage, "d", DatasetManifest)
-        assert [read_file(storage, "d", entry) for entry in found.files] == [b"content"]
+        loaded = load(storage, "d", DatasetManifest)
+        assert [read_file(storage, "d", entry) for entry in loaded.files] == [b"content"]
 
 
 def test_a_digest_depends_on_values_and_not_on_the_order_of_keys() -> None:

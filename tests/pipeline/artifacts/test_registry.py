@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_an_alias_names_what_was_promoted_last(storage: Storage) -> None:
     assert find_model(storage, f"bars/{ONE}").version == ONE
 
 
-def test_rolling_back_is_promoting_the_one_before(storage: Storage) -> None:
+def test_a_roll_back_promotes_the_previous_version(storage: Storage) -> None:
     for version in (ONE, TWO, TWO):
         promote(storage, f"bars/{version}", "production")
     alias = find_alias(storage, "bars", "production")
@@ -80,3 +81,17 @@ def test_a_damaged_alias_is_mended_by_promoting_again(storage: Storage) -> None:
     storage.write("models/bars/aliases/production.json", b"{")
     promote(storage, f"bars/{ONE}", "production")
     assert find_model(storage, "bars/production").version == ONE
+
+
+def test_promotions_at_the_same_time_all_stay_in_the_history(
+    storage: Storage, artifacts: Artifacts
+) -> None:
+    versions = {f"{number:012}" for number in range(16)}
+    for version in versions:
+        manifest = artifacts.model.model_copy(update={"version": version})
+        commit(storage, model_folder("bars", version), manifest)
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda v: promote(storage, f"bars/{v}", "production"), versions))
+    alias = find_alias(storage, "bars", "production")
+    assert alias is not None
+    assert {alias.version, *alias.history} == versions

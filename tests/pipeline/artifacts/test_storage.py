@@ -65,7 +65,7 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     with (
         storage.locked("out/.lock"),
-        pytest.raises(StorageError, match=f"Another process works on {tmp_path}/out"),
+        pytest.raises(StorageError, match=f"Another process is working on {tmp_path}/out"),
         storage.locked("out/.lock"),
     ):
         raise AssertionError("two hold the lock")

@@ -73,7 +73,9 @@ def test_other_settings_give_another_version(artifacts: Artifacts, tmp_path: Pat
     assert other.rows == {"train": 550, "val": 50, "test": 90}
 
 
-def test_a_label_without_a_class_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_label_without_a_class_is_refused_before_anything_is_written(
+    ray_session: None, tmp_path: Path
+) -> None:
     folder = write_source(tmp_path / "source")
     labels = np.zeros(90, np.uint8)
     labels[17] = 3

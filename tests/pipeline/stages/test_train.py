@@ -98,7 +98,7 @@ def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) 
 def test_two_trainings_of_the_same_run_do_not_mix(root: str, artifacts: Artifacts) -> None:
     with (
         Storage(root).locked(f"runs/{artifacts.run.run}/.lock"),
-        pytest.raises(StorageError, match="Another process works on"),
+        pytest.raises(StorageError, match="Another process is working on"),
     ):
         run(root, artifacts, force=True)
 
