@@ -79,10 +79,13 @@ def test_examples_of_the_python_api_run(
     assert "uint8 (90, 12, 10)" in printed
 
 
-def test_example_of_a_parquet_source_is_one(folder: Path) -> None:
+def test_example_of_a_parquet_source_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     run_examples("your-own-images.md")
     os.link("train-00000.parquet", "test-00000.parquet")
-    source = open_source(Data(name="pets", source=str(folder)))
+    source = open_source(Data(name="pets", source=str(tmp_path)))
     assert source.shape == (32, 48)
     assert source.class_names == ("cat", "dog")
 
