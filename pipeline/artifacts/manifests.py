@@ -1,4 +1,4 @@
-"""The manifests: what an artifact is, what it was built from, and each of its files with its digest.
+"""The manifests: what an artifact is, what it was built from, and the digest of each file.
 
 Manifests hold no absolute paths and, except for the speed of training, no times: the same inputs
 give the same bytes.
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.contract import ImageSpec
 
 FORMAT: Literal[1] = 1
-"""Version of the format of artifacts. It is part of every version, so a change reads no old files."""
+"""Version of the artifacts' format. It is part of every version, so a change reads no old files."""
 
 
 class FileEntry(BaseModel):

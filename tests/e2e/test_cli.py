@@ -24,7 +24,10 @@ from tests.support.processes import pipeline, wait_for
         (("train", "--dataset", "bars/0"), "Build it first: python -m pipeline preprocess"),
         (("run", "--train.epochs", "0"), "error: --train.epochs is 0:"),
         (("evaluate", "--model", "bars"), "error: Model 'bars' is not of the form"),
-        (("preprocess", "--data.name", "bars"), "error: --data.name 'bars' is not a known data set"),
+        (
+            ("preprocess", "--data.name", "bars"),
+            "error: --data.name 'bars' is not a known data set",
+        ),
         (("preprocess", "--data.source", "/nowhere"), "error: /nowhere holds no train-images"),
     ],
 )

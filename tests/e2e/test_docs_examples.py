@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 
 from pipeline.artifacts.registry import promote
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data, Score
 from pipeline.data.sources import open_source
 from pipeline.stages.score import score
-from serving.config import AppSettings
-from serving.http.routes import build_routes
-from serving.model.watcher import ModelWatcher
 from tests.conftest import Artifacts
+from tests.support.servers import served_in_thread
 from tests.test_docs import FENCE, REPOSITORY
 
 
@@ -34,22 +27,6 @@ def folder(artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     promote(Storage(str(root)), artifacts.model.ref, "production")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@contextmanager
-def served(root: Path) -> Iterator[int]:
-    """Serve `bars/production` in a thread, without Ray, and yield the port."""
-    settings = AppSettings(root=str(root), model="bars/production")
-    app = build_routes(ModelWatcher(settings), settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def run_examples(page: str, *, port: int = 0) -> dict[str, Any]:
@@ -65,7 +42,7 @@ def run_examples(page: str, *, port: int = 0) -> dict[str, Any]:
 def test_examples_of_the_python_api_run(
     folder: Path, artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with served(folder / "artifacts") as port:
+    with served_in_thread(folder / "artifacts", "bars/production") as port:
         names = run_examples("python-api.md", port=port)
     test, answer = names["test"], names["answer"]
     assert test.images.shape == (90, 12, 10)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image
 
 from pipeline.artifacts.storage import Storage
 from pipeline.models.predictor import Predictor
+from tests.support.processes import runs_without_error
 from tests.support.servers import Server, serving, started
 from tests.support.stripes_model import STRIPES, publish, stripe
 
@@ -30,11 +29,6 @@ def startup_error(root: Path, *flags: str) -> str:
     assert completed.stdout == ""
     assert completed.stderr.count("\n") == 1
     return completed.stderr
-
-
-def runs_without_error(code: str) -> bool:
-    """Return whether the code runs without error in a fresh process."""
-    return subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +129,6 @@ def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
 
 def test_a_wrong_setting_is_reported_in_one_line(tmp_path: Path) -> None:
     assert "--num-replicas is 0" in startup_error(tmp_path, "--num-replicas", "0")
-
-
-def test_serving_does_not_import_torch() -> None:
-    assert runs_without_error(
-        "import sys, serving.app, serving.__main__; assert 'torch' not in sys.modules"
-    )
 
 
 def test_the_annotations_of_the_builder_are_classes_as_serve_run_needs() -> None:

@@ -67,3 +67,8 @@ def wait_for(condition: Callable[[], object], *, timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"the condition does not hold after {timeout_s} s"
         time.sleep(0.05)
+
+
+def runs_without_error(code: str) -> bool:
+    """Return whether the code runs without error in a fresh process."""
+    return subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

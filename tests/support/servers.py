@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
 
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.artifacts.storage import Storage
+from serving.config import AppSettings
+from serving.http.routes import build_routes
+from serving.model.watcher import ModelWatcher
 from tests.support.processes import TIMEOUT_S, Command
 from tests.support.stripes_model import publish
 
@@ -46,3 +54,19 @@ def started(root: str, *flags: object, timeout_s: float = TIMEOUT_S) -> Iterator
     with command.started(timeout_s=timeout_s) as process:
         assert process.stdout is not None
         yield Server(command, process, process.stdout.readline(), storage, model)
+
+
+@contextmanager
+def served_in_thread(root: Path, model: str) -> Iterator[int]:
+    """Serve the model's routes in a thread, without Ray, and yield the port."""
+    settings = AppSettings(root=str(root), model=model)
+    app = build_routes(ModelWatcher(settings), settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
