@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 2
-"""Time between two lines of progress where there is no terminal."""
+"""Time between two lines of progress if there is no terminal."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -25,6 +25,9 @@ PREDICTION = "prediction"
 PIXEL_MAX = 255
 """The largest pixel value. The model divides raw pixels by it; nothing else scales them."""
 
+MAX_PARITY_DIFFERENCE = 1e-5
+"""Allowed difference of a probability between torch and a model whose weights were not rounded."""
+
 
 @dataclass(frozen=True)
 class ImageSpec:

@@ -11,7 +11,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 DENIED = re.compile(
     r"\b(mend(s|ed|ing)?|of no (use|avail)|is there already|are there already|in vain|come again"
-    r"|asks again|look(s|ed)? into|stands? beside|Raises|(is|are|be) no (?!longer|more|less|other)"
+    r"|asks again|look(s|ed)? into|stands? beside|Raises"
+    r"|(?<!there )(is|are|be) no (?!longer|more|less|other)"
     r"|pictures?|pieces?|whatever|who(ever)? has|lets? go of|makes? of it"
     r"|what (is|was|are|were) made|the one before|a look at|of use)\b"
     r"|\b(Error|Missing|Damaged|Rejected|Invalid|Overloaded|Unauthorized|Unknown) where\b"

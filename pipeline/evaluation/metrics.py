@@ -1,4 +1,4 @@
-"""Predictions against labels -> accuracy, confusion, calibration, and the worst mistakes."""
+"""Compare predictions with labels: accuracy, confusion, calibration and the worst mistakes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from pipeline.models.predictor import Predictor
 BATCH_ROWS = 4096
 
 NUM_BINS = 15
+"""Bins of the calibration error, equally wide in confidence."""
 
 NUM_MISTAKES = 24
+"""Mistakes that the report shows."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction: id in the dataset, the image, its label, and how sure the model was."""
+    """A wrong prediction. `confidence` is the probability of the predicted class."""
 
     id: int
     image: UInt8Array
@@ -39,13 +41,14 @@ class Evaluation:
 
 
 def evaluate_predictor(predictor: Predictor, split: Iterable[LabeledImages]) -> Evaluation:
-    """Metrics of a predictor over labelled rows, each counted once, one shard in memory at a time.
+    """Evaluate a predictor on labelled rows, with one shard in memory at a time.
 
-    Calibration error is ECE with 15 bins of equal width (Guo et al. 2017, eq. 3); loss is the mean
+    The calibration error is ECE with NUM_BINS bins (Guo et al. 2017, eq. 3). The loss is the mean
     of -log of the probability of the true class.
     """
     classes = predictor.model.image.num_classes
     confusion = np.zeros((classes, classes), np.int64)
+    # By bin: number of rows, sum of their confidences, number of correct predictions.
     bins = np.zeros((NUM_BINS, 3))
     loss = 0.0
     mistakes: list[Mistake] = []
@@ -53,33 +56,37 @@ def evaluate_predictor(predictor: Predictor, split: Iterable[LabeledImages]) -> 
         for start in range(0, len(shard.ids), BATCH_ROWS):
             rows = slice(start, start + BATCH_ROWS)
             images, labels = shard.images[rows], shard.labels[rows].astype(np.int64)
-            found = predictor.predict(images)
-            np.add.at(confusion, (labels, found.prediction), 1)
-            of_label = np.take_along_axis(found.probabilities, labels[:, None], axis=1)
-            loss -= float(np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).sum())
-            confidence = found.probabilities.max(axis=1)
-            right = found.prediction == labels
-            which = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-            values = np.stack([np.ones_like(confidence), confidence, right], axis=1)
-            np.add.at(bins, which, values)
+            predictions = predictor.predict(images)
+            probabilities, prediction = predictions.probabilities, predictions.prediction
+            np.add.at(confusion, (labels, prediction), 1)
+            true_class = np.take_along_axis(probabilities, labels[:, None], axis=1)
+            # A probability of 0 would make the loss infinite.
+            loss -= float(np.log(np.maximum(true_class, np.finfo(np.float32).tiny)).sum())
+            confidence = probabilities.max(axis=1)
+            correct = prediction == labels
+            bin_index = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+            values = np.stack([np.ones_like(confidence), confidence, correct], axis=1)
+            np.add.at(bins, bin_index, values)
             mistakes += [
                 Mistake(
                     int(shard.ids[start + i]),
                     images[i],
                     int(labels[i]),
-                    int(found.prediction[i]),
+                    int(prediction[i]),
                     float(confidence[i]),
                 )
-                for i in np.flatnonzero(~right)
+                for i in np.flatnonzero(~correct)
             ]
             mistakes = sorted(mistakes, key=lambda m: (-m.confidence, m.id))[:NUM_MISTAKES]
     return Evaluation(_metrics(confusion, bins, loss), mistakes)
 
 
 def _metrics(confusion: Any, bins: Any, loss: float) -> dict[str, Any]:
+    """Return the metrics as JSON values; `loss` is summed over all rows."""
     count = int(confusion.sum())
     right = confusion.diagonal()
     labelled, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    # A class without rows or predictions gets 0, not a division by 0.
     precision = right / np.maximum(predicted, 1)
     recall = right / np.maximum(labelled, 1)
     f1 = 2 * right / np.maximum(labelled + predicted, 1)

@@ -1,4 +1,4 @@
-"""Metrics and examples -> report.html, one page that needs nothing else, and model_card.md."""
+"""Render an evaluation as report.html, a page that loads nothing else, and model_card.md."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import DatasetManifest, ModelManifest
+from pipeline.contract import MAX_PARITY_DIFFERENCE
 from pipeline.evaluation.metrics import Evaluation
 from pipeline.models.summary import BYTES_PER_PARAMETER, layer_table, mermaid_graph, num_parameters
 
@@ -27,7 +28,7 @@ def render(
     epochs: Sequence[Mapping[str, float]],
     evaluations: Mapping[str, Evaluation],
 ) -> dict[str, str]:
-    """The pages by file name: the same model version and metrics give the same text."""
+    """Return the pages by file name; the same model version and metrics give the same text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.evaluation"),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -47,6 +48,7 @@ def render(
         "graph": mermaid_graph(layers),
         "parameters": num_parameters(layers),
         "memory": num_parameters(layers) * BYTES_PER_PARAMETER,
+        "same_predictions": model.parity_max_difference <= MAX_PARITY_DIFFERENCE,
         "learning_curves": learning_curves(epochs),
         "calibration": calibration(evaluations["test"].metrics),
     }
@@ -57,7 +59,7 @@ def render(
 
 
 def learning_curves(epochs: Sequence[Mapping[str, float]]) -> str:
-    """Loss and accuracy by epoch, train and val, as SVG."""
+    """Plot loss and accuracy by epoch, of `train` and `val`, as SVG."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     numbers = [line["epoch"] for line in epochs]
     for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -71,7 +73,7 @@ def learning_curves(epochs: Sequence[Mapping[str, float]]) -> str:
 
 
 def calibration(metrics: Mapping[str, Any]) -> str:
-    """Accuracy against confidence by bin, as SVG: on the diagonal the model is as sure as right."""
+    """Plot accuracy against confidence by bin, as SVG; a calibrated model is on the diagonal."""
     bins = np.array(metrics["calibration_bins"])
     filled = bins[bins[:, 0] > 0]
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
@@ -89,7 +91,7 @@ def calibration(metrics: Mapping[str, Any]) -> str:
 
 
 def png(image: UInt8Array) -> str:
-    """An image uint8 (height, width) as a data URI."""
+    """Return an image, uint8 (height, width), as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The MLP, its table and its graph: the one definition that training, export and `show` share."""
+"""The network: a multilayer perceptron from raw pixels to logits, and its classifier."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pipeline.contract import PIXEL_MAX, ImageSpec
 
 
 class Mlp(nn.Module):
-    """Raw pixels to logits: scale, flatten, then dense layers with relu between them.
+    """A multilayer perceptron: scales pixels to 0..1, then dense layers with ReLU between them.
 
-    Weights are Glorot uniform (Glorot and Bengio 2010, eq. 16), biases zero, as Axon's defaults.
+    Weights start Glorot uniform (Glorot and Bengio 2010, eq. 16) and biases zero, as in Axon.
     """
 
     def __init__(self, image: ImageSpec, hidden_sizes: Sequence[int], *, seed: int = 0) -> None:
@@ -29,7 +29,7 @@ class Mlp(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits float32 (N, classes) of images uint8 (N, height, width)."""
+        """Return logits, float32 (N, classes), of images, uint8 (N, height, width)."""
         x = images.flatten(1).to(torch.float32) / PIXEL_MAX
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x))
@@ -38,13 +38,16 @@ class Mlp(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An Mlp with the outputs of the contract: probabilities and prediction."""
+    """An Mlp with the outputs of an exported model: probabilities and predicted class."""
 
     def __init__(self, mlp: Mlp) -> None:
         super().__init__()
         self.mlp = mlp
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """probabilities float32 (N, classes), prediction int64 (N,), of uint8 images."""
+        """Return probabilities, float32 (N, classes), and predictions, int64 (N,).
+
+        `image` holds N images: uint8 (N, height, width).
+        """
         probabilities = torch.softmax(self.mlp(image), dim=-1)
         return probabilities, probabilities.argmax(-1)

@@ -1,4 +1,4 @@
-"""A classifier -> one self-contained ONNX file, with the scaling of pixels in the graph."""
+"""Convert a classifier to one self-contained ONNX file that takes raw pixels."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OPSET = 20
 
 
 def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
-    """One self-contained ONNX file; the same weights give the same bytes.
+    """Return the ONNX file of a classifier; the same weights give the same bytes.
 
-    The exporter's notes of where each node came from hold paths of this machine, so they go.
+    The exporter's metadata is removed, because it holds paths of this machine.
     """
     example = torch.zeros(2, *run.image.shape, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

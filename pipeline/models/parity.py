@@ -1,9 +1,13 @@
-"""The parity gate: an exported model must predict what torch predicts."""
+"""The checks before a model is published: it must predict what torch predicts.
+
+The measured numbers are onnxruntime's probabilities and predictions for the images of a split,
+compared with torch's for the same images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +15,7 @@ import torch
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import TensorSpec
+from pipeline.contract import MAX_PARITY_DIFFERENCE, Predictions, concat_predictions
 from pipeline.data.shards import LabeledImages
 from pipeline.errors import ModelRejected
 from pipeline.models import predictor
@@ -19,45 +24,50 @@ from pipeline.models.mlp import Classifier
 PARITY_BATCH_SIZES = (1, 2, 61, 4096)
 
 MAX_ACCURACY_DROP = 0.0005
-"""Of accuracy on `val`, by rounded weights."""
+"""Share of the images of `val` that rounded weights may lose, of those that torch gets right."""
 
 
 class Tolerance(NamedTuple):
-    """What may differ from torch: a probability by so much, and this share of predictions."""
+    """The largest differences allowed between onnxruntime and torch."""
 
-    difference: float
-    changed: float
+    probability: float
+    """Difference of any one probability."""
+
+    changed_share: float
+    """Share of images whose predicted class differs, 0 to 1."""
 
 
-FLOAT_TOLERANCE, UINT8_TOLERANCE = Tolerance(1e-5, 0.0), Tolerance(0.1, 0.002)
+FLOAT_TOLERANCE = Tolerance(probability=MAX_PARITY_DIFFERENCE, changed_share=0.0)
+
+UINT8_TOLERANCE = Tolerance(probability=0.1, changed_share=0.002)
 
 
 def check_parity(
     session: ort.InferenceSession,
     classifier: Classifier,
     images: UInt8Array,
-    bound: Tolerance = FLOAT_TOLERANCE,
+    tolerance: Tolerance = FLOAT_TOLERANCE,
 ) -> float:
-    """The largest difference of a probability between onnxruntime and torch, over all images.
+    """Return the largest difference of a probability between onnxruntime and torch.
 
-    Both predict them in batches of several sizes. Raises ModelRejected where that, or the share of
-    predictions that change, is over its bound.
+    Both predict all images, in batches of several sizes. Raise ModelRejected if this difference,
+    or the share of changed predictions, exceeds the tolerance.
     """
     worst = 0.0
+    allowed = int(tolerance.changed_share * len(images))
     for size in PARITY_BATCH_SIZES:
         batches = [images[start : start + size] for start in range(0, len(images), size)]
-        found = [predictor.run_session(session, batch) for batch in batches]
-        probabilities, prediction = _predict_with_torch(classifier, batches)
-        difference = np.concatenate([batch.probabilities for batch in found]) - probabilities
-        changed = int((np.concatenate([batch.prediction for batch in found]) != prediction).sum())
-        worst = max(float(np.abs(difference).max()), worst)
-        allowed = int(bound.changed * len(images))
-        # A comparison with NaN is false, so NaN does not pass.
-        if not worst <= bound.difference or changed > allowed:
+        actual = concat_predictions([predictor.run_session(session, batch) for batch in batches])
+        expected = _predict_with_torch(classifier, batches)
+        difference = float(np.abs(actual.probabilities - expected.probabilities).max())
+        changed = int((actual.prediction != expected.prediction).sum())
+        worst = max(difference, worst)
+        # Written as `not <=`, because a comparison with NaN is false: NaN must not pass.
+        if not worst <= tolerance.probability or changed > allowed:
             raise ModelRejected(
                 f"In batches of {size}, onnxruntime changes {changed} predictions of torch and a "
-                f"probability by {worst:.1e} (allowed: {allowed} and {bound.difference:.0e}). "
-                "The model was not published."
+                f"probability by {worst:.1e} (allowed: {allowed} and "
+                f"{tolerance.probability:.0e}). The model was not published."
             )
     return worst
 
@@ -65,32 +75,40 @@ def check_parity(
 def check_accuracy(
     session: ort.InferenceSession, classifier: Classifier, val: LabeledImages
 ) -> None:
-    """ModelRejected where onnxruntime is right less often than torch, by more than MAX_LOSS."""
-    _, expected = _predict_with_torch(classifier, [val.images])
-    found = predictor.run_session(session, val.images).prediction
-    lost = int((expected == val.labels).sum() - (found == val.labels).sum())
-    if lost > (allowed := MAX_ACCURACY_DROP * len(val.labels)):
+    """Raise ModelRejected if onnxruntime is less accurate on `val` than torch.
+
+    MAX_ACCURACY_DROP is the share of images by which it may be.
+    """
+    expected = _predict_with_torch(classifier, [val.images]).prediction
+    actual = predictor.run_session(session, val.images).prediction
+    lost = int((expected == val.labels).sum() - (actual == val.labels).sum())
+    allowed = MAX_ACCURACY_DROP * len(val.labels)
+    if lost > allowed:
         raise ModelRejected(
-            f"Of {len(val.labels)} images of val, weights as uint8 lose {lost} that were right "
-            f"(allowed: {allowed:.0f}). Export without --uint8."
+            f"With weights as uint8, {lost} of the {len(val.labels)} images of val that were right "
+            f"are wrong (allowed: {allowed:.0f}). Export without --uint8."
         )
 
 
-def _predict_with_torch(classifier: Classifier, batches: Sequence[UInt8Array]) -> tuple[Any, Any]:
-    """Probabilities and predictions of all batches."""
+def _predict_with_torch(classifier: Classifier, batches: Sequence[UInt8Array]) -> Predictions:
+    """Return torch's predictions for all batches, end to end."""
     with torch.inference_mode():
         outputs = [classifier(torch.from_numpy(batch)) for batch in batches]
-    probabilities, prediction = (torch.cat(part).numpy() for part in zip(*outputs, strict=True))
-    return probabilities, prediction
+    return Predictions(
+        torch.cat([probabilities for probabilities, _ in outputs]).numpy(),
+        torch.cat([prediction for _, prediction in outputs]).numpy(),
+    )
 
 
 def check_contract(
     session: ort.InferenceSession, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """ModelRejected where the tensors of an exported model are not those of the contract."""
-    found = (
+    """Raise ModelRejected if an exported model does not have these inputs and outputs."""
+    actual = (
         predictor.session_tensors(session, "inputs"),
         predictor.session_tensors(session, "outputs"),
     )
-    if found != (inputs, outputs):
-        raise ModelRejected(f"The exported model has the tensors {found}, not {(inputs, outputs)}.")
+    if actual != (inputs, outputs):
+        raise ModelRejected(
+            f"The exported model has the tensors {actual}, not {(inputs, outputs)}."
+        )

@@ -1,6 +1,6 @@
-"""Predictor: a verified model version in onnxruntime, numpy in and out.
+"""The predictor: a model version in onnxruntime, with numpy arrays in and out.
 
-Knows nothing of torch, Ray or HTTP; training, serving and scoring meet in it.
+Scoring, serving and evaluation all predict with it. It needs neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)":
 
 
 class Predictor:
-    """Predicts with one model version on one device. `predict` may be called from many threads.
+    """A model version on one device. Several threads may call `predict` at once.
 
-    Raises ArtifactDamaged where the file is not the one that was published, ModelRejected where its
-    tensors are not those of its manifest, ResourcesMissing where the device is not to be had.
+    Raise ArtifactDamaged if the file is not the published one, ModelRejected if its tensors are not
+    those of its manifest, ResourcesMissing if the device is not available.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class Predictor:
             ("outputs", model.outputs),
         )
         for kind, expected in checks:
-            found = session_tensors(self._session, kind)
-            if found != expected:
+            actual = session_tensors(self._session, kind)
+            if actual != expected:
                 raise ModelRejected(
-                    f"Model {model.ref} has the {kind} {found}, but its manifest says {expected}. "
+                    f"Model {model.ref} has the {kind} {actual}, but its manifest says {expected}. "
                     "Export it again."
                 )
 
     @property
     def provider(self) -> str:
-        """The onnxruntime provider in use."""
+        """Return the name of onnxruntime's execution provider in use."""
         return str(self._session.get_providers()[0])
 
     def predict(self, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Predictions:
-        """Predictions for raw pixels, uint8 (N, height, width), in their order."""
+        """Return the predictions for images, raw pixels uint8 (N, height, width), in order."""
         if self._device == "cpu":
             return run_session(self._session, images)
         return run_session_bound(self._session, images, self._device)
@@ -71,7 +71,10 @@ class Predictor:
 def open_session(
     data: bytes, *, device: Device = "cpu", num_threads: int = 1
 ) -> ort.InferenceSession:
-    """An onnxruntime session on exactly this device and with exactly so many threads."""
+    """Open a session on exactly this device, with exactly this number of threads.
+
+    Raise ResourcesMissing if onnxruntime cannot use the device: it never falls back to another.
+    """
     provider = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise ResourcesMissing(
@@ -82,13 +85,15 @@ def open_session(
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    # Threads that spin between two calls take CPU time from the other replicas of the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if device == "cuda":
         ort.preload_dlls()
     session = ort.InferenceSession(data, options, providers=[provider], enable_fallback=0)
-    if (used := session.get_providers()[0]) != provider:
+    used = session.get_providers()[0]
+    if used != provider:
         raise ResourcesMissing(
-            f"{provider} did not load and onnxruntime took {used} instead. "
+            f"{provider} did not load, and onnxruntime chose {used} instead. "
             "Check the GPU, its driver and the CUDA libraries, or use --device cpu."
         )
     return session
@@ -97,7 +102,7 @@ def open_session(
 def run_session(
     session: ort.InferenceSession, images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> Predictions:
-    """One call of the model."""
+    """Predict with one call of the session."""
     probabilities, prediction = session.run([PROBABILITIES, PREDICTION], {INPUT: images})
     return Predictions(probabilities, prediction)
 
@@ -107,10 +112,10 @@ def run_session_bound(
     images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
     device: Device,
 ) -> Predictions:
-    """The same in memory of the device: each tensor is copied once, on its way in or out."""
+    """Predict as `run_session` does, in the device's memory: each tensor is copied once."""
     binding = session.io_binding()
-    value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device)
-    binding.bind_ortvalue_input(INPUT, value)
+    device_images = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device)
+    binding.bind_ortvalue_input(INPUT, device_images)
     for name in (PROBABILITIES, PREDICTION):
         binding.bind_output(name, device)
     session.run_with_iobinding(binding)
@@ -119,7 +124,7 @@ def run_session_bound(
 
 
 def session_tensors(session: ort.InferenceSession, kind: Kind) -> tuple[TensorSpec, ...]:
-    """Names, dtypes and shapes of a session's inputs or outputs; -1 for a free axis."""
+    """Return names, dtypes and shapes of a session's inputs or outputs; -1 is a free axis."""
     nodes = session.get_inputs() if kind == "inputs" else session.get_outputs()
     return tuple(
         TensorSpec(
@@ -132,7 +137,7 @@ def session_tensors(session: ort.InferenceSession, kind: Kind) -> tuple[TensorSp
 
 
 def expected_tensors(image: ImageSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The inputs and outputs that a model for such images must have."""
+    """Return the inputs and outputs that a model for such images must have."""
     return (
         (TensorSpec(name=INPUT, dtype="uint8", shape=(-1, image.height, image.width)),),
         (

@@ -1,4 +1,4 @@
-"""The layers of an MLP as a table and as a graph, without torch."""
+"""The layers of a network as a table and as a Mermaid graph; needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BYTES_PER_PARAMETER = 4
 
 
 class LayerSummary(NamedTuple):
-    """A layer in the table of a model; shapes are for a batch of one."""
+    """A row of the layer table. Shapes are those of a batch of one image."""
 
     layer: str
     input_shape: tuple[int, ...]
@@ -20,34 +20,35 @@ class LayerSummary(NamedTuple):
 
 
 def layer_table(image: ImageSpec, hidden_sizes: Sequence[int]) -> list[LayerSummary]:
-    """The layers of an Mlp in order, each with its shapes and number of parameters."""
+    """Return the layers of an Mlp in order, with their shapes and numbers of parameters."""
     flat = (1, image.num_pixels)
     rows = [LayerSummary("scale, flatten", (1, *image.shape), flat, 0)]
     sizes = [*hidden_sizes, image.num_classes]
-    before = image.num_pixels
+    inputs = image.num_pixels
     for number, units in enumerate(sizes):
         shape = (1, units)
-        rows.append(LayerSummary(f"dense_{number}", (1, before), shape, before * units + units))
+        rows.append(LayerSummary(f"dense_{number}", (1, inputs), shape, inputs * units + units))
         activation = "softmax" if number == len(hidden_sizes) else "relu"
         rows.append(LayerSummary(f"{activation}_{number}", shape, shape, 0))
-        before = units
+        inputs = units
     return rows
 
 
 def num_parameters(rows: Sequence[LayerSummary]) -> int:
-    """Parameters of all layers; times BYTES_PER_PARAMETER is their memory."""
+    """Return the number of parameters of all layers, each of BYTES_PER_PARAMETER bytes."""
     return sum(row.parameters for row in rows)
 
 
 def mermaid_graph(rows: Sequence[LayerSummary]) -> str:
-    """The layers as a Mermaid flowchart, with the tensors of the contract at its ends."""
+    """Return the layers as a Mermaid flowchart, from the model's input to its outputs."""
     lines = ["flowchart TD", f'    input(["{INPUT}: uint8 {list(rows[0].input_shape)}"])']
-    before = "input"
+    previous = "input"
     for number, row in enumerate(rows):
         weights = f"<br/>{row.parameters:,} parameters" if row.parameters else ""
         lines.append(f'    l{number}["{row.layer}{weights}"]')
-        lines.append(f"    {before} --> l{number}")
-        before = f"l{number}"
-    lines.append(f'    {before} --> p(["{PROBABILITIES}: float32 {list(rows[-1].output_shape)}"])')
+        lines.append(f"    {previous} --> l{number}")
+        previous = f"l{number}"
+    probabilities = f"{PROBABILITIES}: float32 {list(rows[-1].output_shape)}"
+    lines.append(f'    {previous} --> p(["{probabilities}"])')
     lines.append(f'    p -->|argmax| c(["{PREDICTION}: int64 [1]"])')
     return "\n".join(lines)

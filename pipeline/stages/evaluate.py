@@ -1,4 +1,4 @@
-"""Model version -> metrics over labelled splits, and the report that shows them.
+"""The stage `evaluate`: a model version -> its metrics on `val` and `test`, and a report.
 
 python -m pipeline evaluate --model NAME/VERSION
 """
@@ -20,24 +20,25 @@ SPLITS = ("val", "test")
 
 
 def evaluate(settings: Evaluate) -> EvaluationManifest:
-    """Evaluates a model version over `val` and `test`, or finds that done; writes the report."""
+    """Evaluate a model version, unless that was done before; return the evaluation's manifest."""
     storage = Storage(settings.root)
     model = registry.find_model(storage, settings.model)
     folder = registry.model_folder(model.name, model.version)
-    if not settings.force and (done := find(storage, folder, EvaluationManifest)):
-        say(f"evaluation of {model.ref} is there already")
-        return done
+    existing = None if settings.force else find(storage, folder, EvaluationManifest)
+    if existing:
+        say(f"evaluation of {model.ref} already exists")
+        return existing
     dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
     run = load(storage, f"runs/{model.run}", RunManifest)
     predictor = Predictor(storage, model)
-    found = {
+    evaluations = {
         split: evaluate_predictor(predictor, shards.iter_shards(storage, dataset, split))
         for split in SPLITS
     }
-    for split, evaluation in found.items():
-        assert evaluation.metrics["count"] == dataset.rows[split]
-    pages = report.render(model, dataset, run.metrics, found)
-    metrics = {split: evaluation.metrics for split, evaluation in found.items()}
+    metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
+    for split, values in metrics.items():
+        assert values["count"] == dataset.rows[split]
+    pages = report.render(model, dataset, run.metrics, evaluations)
     manifest = EvaluationManifest(
         caveat=model.caveat,
         model=model.ref,

@@ -1,6 +1,8 @@
-"""Run -> model version: ONNX with the scaling in the graph, published only if it predicts as torch.
+"""The stage `export`: a run -> a model version, an ONNX file that takes raw pixels.
 
-python -m pipeline export --run RUN
+    python -m pipeline export --run RUN
+
+The version is published only if onnxruntime predicts with it what torch predicts.
 """
 
 from __future__ import annotations
@@ -31,37 +33,32 @@ from pipeline.training.checkpoints import load_model
 
 
 def export(settings: Export) -> ModelManifest:
-    """Exports the network of a run, or finds it exported, and returns the manifest of the version.
+    """Export the network of a run, unless it was exported before; return the version's manifest.
 
-    Raises ModelRejected where onnxruntime does not predict what torch predicts.
+    Raise ModelRejected if onnxruntime does not predict what torch predicts.
     """
     storage = Storage(settings.root)
     run = load(storage, f"runs/{settings.run}", RunManifest)
     dataset = load(storage, f"datasets/{run.dataset}", DatasetManifest)
-    weights = run.file(run.checkpoint).sha256
-    version_inputs = (
-        OPSET,
-        torch.__version__,
-        onnx.__version__,
-        *(["uint8"] if settings.uint8 else []),
-    )
-    version = digest(run.run, weights, dataset.ref, *version_inputs)
+    version = _version(run, dataset, uint8=settings.uint8)
     folder = registry.model_folder(dataset.name, version)
-    if not settings.force and (done := find(storage, folder, ModelManifest)):
-        say(f"model {done.ref} is there already")
-        return done
+    existing = None if settings.force else find(storage, folder, ModelManifest)
+    if existing:
+        say(f"model {existing.ref} already exists")
+        return existing
     classifier = Classifier(load_model(storage, run)).eval()
     model = to_onnx(classifier, run)
-    bound = FLOAT_TOLERANCE
+    tolerance = FLOAT_TOLERANCE
     if settings.uint8:
-        model, bound = quantize(model), UINT8_TOLERANCE
+        model = quantize(model)
+        tolerance = UINT8_TOLERANCE
     session = predictor.open_session(model)
-    images = shards.read_split(storage, dataset, "test").images
-    difference = check_parity(session, classifier, images, bound)
-    if settings.uint8:
-        check_accuracy(session, classifier, shards.read_split(storage, dataset, "val"))
     inputs, outputs = predictor.expected_tensors(run.image)
     check_contract(session, inputs, outputs)
+    images = shards.read_split(storage, dataset, "test").images
+    difference = check_parity(session, classifier, images, tolerance)
+    if settings.uint8:
+        check_accuracy(session, classifier, shards.read_split(storage, dataset, "val"))
     manifest = ModelManifest(
         caveat=dataset.caveat,
         name=dataset.name,
@@ -82,3 +79,12 @@ def export(settings: Export) -> ModelManifest:
     )
     commit(storage, folder, manifest)
     return manifest
+
+
+def _version(run: RunManifest, dataset: DatasetManifest, *, uint8: bool) -> str:
+    """Return the version: a digest of all that decides the bytes of the ONNX file."""
+    weights = run.file(run.checkpoint).sha256
+    exporter = (OPSET, torch.__version__, onnx.__version__)
+    # The default is left out: versions are the same as before `--uint8` was added.
+    rounding = ["uint8"] if uint8 else []
+    return digest(run.run, weights, dataset.ref, *exporter, *rounding)

@@ -1,4 +1,4 @@
-"""Makes an alias name a model version; servers and scoring that use the alias follow it.
+"""The stage `promote`: let an alias name a model version. Servers and `score` follow the alias.
 
 python -m pipeline promote --model mnist/0f3c9a1b2d4e
 """
@@ -12,8 +12,8 @@ from pipeline.console import say
 
 
 def promote(settings: Promote) -> str:
-    """Promotes, says what the alias named before, and returns the name to serve and score by."""
+    """Let the alias name this version; return the model's name with the alias, to serve it by."""
     alias = registry.promote(Storage(settings.root), settings.model, settings.alias)
     if alias.history:
-        say(f"before: {alias.history[0]}; to roll back, promote that")
+        say(f"before: {alias.history[0]}; to roll back, promote that version")
     return f"{settings.model.partition('/')[0]}/{settings.alias}"

@@ -1,6 +1,8 @@
-"""All stages in order, each skipped where its artifact is there, and a summary at the end.
+"""The command `run`: all stages in order, then one prediction over HTTP and a summary.
 
-python -m pipeline run fast
+    python -m pipeline run fast
+
+A stage whose artifact already exists is skipped.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ ALIAS = "production"
 
 
 def run(settings: Run) -> str:
-    """Runs every stage, promotes the model version, and returns its name."""
-    # The stages are imported where they are used, by this thread or by one that goes ahead: torch
-    # and the rest take 4 s, in which Ray can start.
+    """Run every stage, promote the model version, and return its name."""
+    # Importing torch and the other libraries takes 4 s. A thread imports the stages while Ray
+    # starts, so this function imports each stage only when it runs it.
     threading.Thread(target=_import_stages, daemon=True).start()
     root, force = settings.root, settings.force
     storage = Storage(root)
@@ -55,8 +57,9 @@ def run(settings: Run) -> str:
         with _timed("score", times):
             from pipeline.stages.score import score
 
-            test, output = f"{dataset.ref}/test", storage.uri(f"scores/{model.ref}")
-            score(Score(root=root, model=model.ref, input=(test,), output=output, force=force))
+            scored = (f"{dataset.ref}/test",)
+            output = storage.uri(f"scores/{model.ref}")
+            score(Score(root=root, model=model.ref, input=scored, output=output, force=force))
     answer = None
     if settings.check_serving:
         with _timed("one prediction over HTTP", times):
@@ -93,7 +96,7 @@ def _summarize(
     for stage, seconds in times.items():
         table.add_row(f"time of {stage}", f"{seconds:.1f} s")
     if answer:
-        table.add_row("over HTTP", f"a {answer.label} was taken for a {answer.prediction}")
+        table.add_row("over HTTP", f"a {answer.label} was predicted as a {answer.prediction}")
     console.print(table)
     storage = Storage(settings.root)
     folder = storage.display(registry.model_folder(model.name, model.version))
@@ -106,13 +109,15 @@ def _summarize(
     if model.caveat:
         warn(model.caveat)
     root = f"--root {shlex.quote(storage.display())}"
-    data = settings.data.model_dump(exclude_defaults=True)
-    flags = "".join(f" --data.{k.replace('_', '-')} {shlex.quote(str(v))}" for k, v in data.items())
+    flags = "".join(
+        f" --data.{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in settings.data.model_dump(exclude_defaults=True).items()
+    )
     console.print(
-        "What next\n"
+        "Next steps\n"
         f"  serve it      python -m serving {root} --model {model.name}/{ALIAS}\n"
-        f"  look at it    python -m pipeline show {root} --model {model.name}/{ALIAS}\n"
-        f"  the tutorial  python -m pipeline run seed {root}{flags}\n"
+        f"  show it       python -m pipeline show {root} --model {model.name}/{ALIAS}\n"
+        f"  the tutorial  python -m pipeline run tutorial {root}{flags}\n"
         f"  on a cluster  infra/jobs/submit.sh fast{flags}",
         markup=False,
     )

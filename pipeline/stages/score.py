@@ -1,8 +1,8 @@
-"""Images -> predictions for any number of rows: what `inputs` reads in, Parquet out.
+"""The stage `score`: images -> scores, Parquet shards with a prediction for every row.
 
     python -m pipeline score --input digits.parquet --output scores/
 
-Actors hold a Predictor each, read row ranges, and write a shard of predictions for each.
+Each actor of a pool holds a predictor. It reads a partition of the input, and writes its shard.
 """
 
 from __future__ import annotations
@@ -32,22 +32,19 @@ BATCH_ROWS = 4096
 
 
 def score(settings: Score) -> ScoresManifest:
-    """Scores every row of the input, or finds it scored, and returns the manifest.
+    """Score every row of the input, unless that was done before; return the scores' manifest.
 
-    Columns: `id` int64, `prediction` int64, `confidence` float32, and when asked `probabilities`, a
-    list of float32, and columns of the input. Raises DataError for input that is not images of the
-    model's size, and SettingError where the output holds the scores of something else.
+    Columns: `id` int64, `prediction` int64, `confidence` float32, `probabilities` (a list of
+    float32, if the settings ask for it), and the columns of the input that the settings name.
+
+    Raise DataError if the input is not images of the model's size, SettingError if the output
+    holds other scores.
     """
     storage, output = Storage(settings.root), Storage(settings.output)
     model = find_model(storage, settings.model)
-    ours = ["id", "prediction", "confidence", *["probabilities"] * settings.probabilities]
-    if taken := [name for name in settings.columns if name in ours]:
-        raise SettingError(
-            f"--columns {taken[0]!r}: scores have a column of that name of their own. Leave it "
-            "out, or give that of the input another name."
-        )
+    _check_columns(settings)
     rows = open_input(storage, settings.input, model.image)
-    asked = ScoresManifest(
+    expected = ScoresManifest(
         caveat=model.caveat,
         model=model.ref,
         image=model.image,
@@ -57,61 +54,99 @@ def score(settings: Score) -> ScoresManifest:
         inputs=rows.files,
         rows=rows.num_rows,
     )
-    done = find(output, "", ScoresManifest)
-    if done and not settings.force:
-        if done.model_copy(update={"files": (), "rejected": 0}) == asked:
-            if done.rejected and settings.on_bad_row == "fail":
-                raise DataError(
-                    f"{done.rejected:,} rows of the scores in {output.display()} were rejected. "
-                    "Fix them and give --force, or accept it by --on-bad-row quarantine."
-                )
-            say(f"scores of {done.rows:,} rows are there already")
-            return done
-        raise SettingError(
-            f"--output {output.display()!r} holds scores of other input, model or settings. "
-            "Give another folder, or replace them by --force."
-        )
-    # What is wrong with the model is better said here than by an actor that does not start.
+    existing = find(output, "", ScoresManifest)
+    if existing and not settings.force:
+        _check_existing(settings, output, existing, expected)
+        say(f"scores of {existing.rows:,} rows already exist")
+        return existing
+    # Open the model here too: its error is clearer than that of an actor that does not start.
     Predictor(storage, model, device=settings.device)
     with output.locked(".lock"):
-        if find(output, "", ScoresManifest) != done:
-            raise SettingError(f"{output.display()} was written meanwhile. Run again.")
-        files = _score(settings, storage, output, asked, rows)
-        rejected = sum(e.rows or 0 for e in files if e.path.startswith(REJECTED))
-        manifest = asked.model_copy(update={"files": files, "rejected": rejected})
+        if find(output, "", ScoresManifest) != existing:
+            raise SettingError(
+                f"Another process wrote scores to {output.display()} in the meantime. Run again."
+            )
+        files = _write_scores(settings, storage, output, expected, rows)
+        num_rejected = sum(e.rows or 0 for e in files if e.path.startswith(REJECTED))
+        manifest = expected.model_copy(update={"files": files, "rejected": num_rejected})
         assert sum(entry.rows or 0 for entry in files) == rows.num_rows
         commit(output, "", manifest)
-        for old in done.files if done else ():
-            if old.path not in {entry.path for entry in files}:
-                output.delete(old.path)
-    say(f"scored {manifest.rows - rejected:,} of {manifest.rows:,} rows into {output.display()}")
-    if rejected:
-        warn(f"{rejected:,} rows were not scored; {REJECTED} there says which and why.")
+        if existing:
+            _delete_replaced(output, existing, manifest)
+    num_scored = manifest.rows - num_rejected
+    say(f"scored {num_scored:,} of {manifest.rows:,} rows into {output.display()}")
+    if num_rejected:
+        warn(
+            f"{num_rejected:,} rows were not scored. The files in {REJECTED} next to the scores "
+            "list their ids and the reasons."
+        )
     return manifest
 
 
-def _score(
-    settings: Score, storage: Storage, output: Storage, asked: ScoresManifest, rows: Rows
+def _check_columns(settings: Score) -> None:
+    """Raise SettingError if a column of the input has the name of a column of scores."""
+    own = {"id", "prediction", "confidence"}
+    if settings.probabilities:
+        own.add("probabilities")
+    for name in settings.columns:
+        if name in own:
+            raise SettingError(
+                f"--columns {name!r}: scores already have a column of this name. Leave it out, or "
+                "rename the column of the input."
+            )
+
+
+def _check_existing(
+    settings: Score, output: Storage, existing: ScoresManifest, expected: ScoresManifest
+) -> None:
+    """Raise SettingError for other scores, DataError if rows were rejected that must not be."""
+    if existing.model_copy(update={"files": (), "rejected": 0}) != expected:
+        raise SettingError(
+            f"--output {output.display()!r} holds scores of other input, model or settings. "
+            "Give another folder, or replace them with --force."
+        )
+    if existing.rejected and settings.on_bad_row == "fail":
+        raise DataError(
+            f"{existing.rejected:,} rows of the scores in {output.display()} were rejected. "
+            "Fix them and give --force, or accept that with --on-bad-row quarantine."
+        )
+
+
+def _delete_replaced(output: Storage, existing: ScoresManifest, manifest: ScoresManifest) -> None:
+    """Delete the files of the scores that this manifest replaced."""
+    kept = {entry.path for entry in manifest.files}
+    for entry in existing.files:
+        if entry.path not in kept:
+            output.delete(entry.path)
+
+
+def _write_scores(
+    settings: Score, storage: Storage, output: Storage, expected: ScoresManifest, rows: Rows
 ) -> tuple[FileEntry, ...]:
-    # Shards of other input, model or settings have other names, so none can be taken for ours.
-    path = f"part-{digest(asked.model_dump(mode='json'), settings.on_bad_row)}-{{:05}}.parquet"
-    size = settings.rows_per_shard
-    parts = partitions.partition_rows(
-        rows, 0, rows.num_rows, split="input", path=path, rows_per_shard=size
+    """Write the shards; return their entries and those of the rejects."""
+    # The digest is in the names, so shards of other input, model or settings are never reused.
+    name = digest(expected.model_dump(mode="json"), settings.on_bad_row)
+    input_partitions = partitions.partition_rows(
+        rows,
+        0,
+        rows.num_rows,
+        split="input",
+        path=f"part-{name}-{{:05}}.parquet",
+        rows_per_shard=settings.rows_per_shard,
     )
     with connection.connected():
         resources.require_shared(output)
         resources.require_visible(rows.local_paths)
-        workers = min(settings.num_workers or resources.num_free_cpus(), len(parts))
+        workers = min(settings.num_workers or resources.num_free_cpus(), len(input_partitions))
         gpus = 1 if settings.device == "cuda" else 0
         resources.require(cpus=workers, gpus=gpus * workers)
         return partitions.write_shards(
-            parts,
+            input_partitions,
             Scorer,
             "score",
             fn_constructor_kwargs={
-                "target": ShardWriter(output, "", settings.force),
-                "predictor": (storage, asked.model, settings.device),
+                "writer": ShardWriter(output, "", settings.force),
+                "predictor": (storage, expected.model, settings.device),
                 "settings": settings,
             },
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -121,50 +156,49 @@ def _score(
 
 
 class Scorer:
-    """An actor of the pool: a Predictor, and where to read and write."""
+    """An actor of the pool: it scores the partitions of its tasks with one predictor."""
 
     def __init__(
         self,
         *,
-        target: ShardWriter,
+        writer: ShardWriter,
         predictor: tuple[Storage, str, Device],
         settings: Score,
     ) -> None:
         storage, model, device = predictor
-        self.target, self.settings = target, settings
+        self.writer, self.settings = writer, settings
         self.predictor = Predictor(storage, find_model(storage, model), device=device)
 
     def __call__(self, item: dict[str, Any]) -> list[dict[str, Any]]:
-        return self.target.write(partitions.unpack(item), self._score)
+        return self.writer.write(partitions.unpack(item), self._score)
 
-    def _score(self, piece: Partition) -> EncodedShard:
-        block = piece.read(self.settings.columns)
-        if block.rejects and self.settings.on_bad_row == "fail":
-            examples = "; ".join(f"row {row.id}: {row.reason}" for row in block.rejects[:5])
+    def _score(self, partition: Partition) -> EncodedShard:
+        rows = partition.read(self.settings.columns)
+        if rows.rejects and self.settings.on_bad_row == "fail":
+            examples = "; ".join(f"row {row.id}: {row.reason}" for row in rows.rejects[:5])
             raise DataError(
-                f"{len(block.rejects):,} of {piece.num_rows:,} rows cannot be scored: {examples}. "
-                "Fix them, or set them aside by --on-bad-row quarantine."
+                f"{len(rows.rejects):,} of {partition.num_rows:,} rows cannot be scored: "
+                f"{examples}. Fix them, or set them aside with --on-bad-row quarantine."
             )
-        batches = [
-            self.predictor.predict(block.images[start : start + BATCH_ROWS])
-            for start in range(0, max(len(block.images), 1), BATCH_ROWS)
-        ]
-        table = _scores_table(
-            block, concat_predictions(batches), with_all=self.settings.probabilities
+        # If all rows were rejected, one empty batch gives the columns their types.
+        starts = range(0, max(len(rows.images), 1), BATCH_ROWS)
+        predictions = concat_predictions(
+            [self.predictor.predict(rows.images[start : start + BATCH_ROWS]) for start in starts]
         )
-        return EncodedShard(encode_parquet(table), len(block.ids), block.rejects)
+        table = _scores_table(rows, predictions, probabilities=self.settings.probabilities)
+        return EncodedShard(encode_parquet(table), len(rows.ids), rows.rejects)
 
 
-def _scores_table(block: RowBatch, found: Predictions, *, with_all: bool) -> pa.Table:
+def _scores_table(rows: RowBatch, predictions: Predictions, *, probabilities: bool) -> pa.Table:
     columns = {
-        "id": pa.array(block.ids),
-        "prediction": pa.array(found.prediction),
-        "confidence": pa.array(found.probabilities.max(axis=1)),
+        "id": pa.array(rows.ids),
+        "prediction": pa.array(predictions.prediction),
+        "confidence": pa.array(predictions.probabilities.max(axis=1)),
     }
-    if with_all:
-        flat = pa.array(found.probabilities.ravel())
-        size = found.probabilities.shape[1]
-        columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, size)
-    for name in block.columns.column_names:
-        columns[name] = block.columns[name]
+    if probabilities:
+        flat = pa.array(predictions.probabilities.ravel())
+        num_classes = predictions.probabilities.shape[1]
+        columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, num_classes)
+    for name in rows.columns.column_names:
+        columns[name] = rows.columns[name]
     return pa.table(columns)

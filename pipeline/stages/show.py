@@ -1,4 +1,4 @@
-"""A model version for the eye: its table, its graph, and a digit with what the model says of it.
+"""The command `show`: a model version's layers as a table and a graph, and one prediction.
 
 python -m pipeline show --model mnist/production --index 7
 """
@@ -30,7 +30,10 @@ BAR_WIDTH = 30
 
 
 def show(settings: Show) -> None:
-    """Prints the table of the layers, the graph as Mermaid, and one image of `test`."""
+    """Print the table of layers, the graph as Mermaid, and one image of `test` with its prediction.
+
+    Raise SettingError if `test` has no image of this index.
+    """
     storage = Storage(settings.root)
     model = registry.find_model(storage, settings.model)
     dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
@@ -54,21 +57,21 @@ def show(settings: Show) -> None:
     print(mermaid_graph(layers))
     print(f"\n{draw(image)}\n")
     probabilities = Predictor(storage, model).predict(image[None]).probabilities[0]
-    data = read_file(
-        storage, registry.model_folder(model.name, model.version), model.file("model.onnx")
-    )
-    by_hand = numpy_forward.forward(data, image[None])[0]
+    folder = registry.model_folder(model.name, model.version)
+    onnx_model = read_file(storage, folder, model.file("model.onnx"))
+    by_numpy = numpy_forward.forward(onnx_model, image[None])[0]
     names = model.image.class_names
     for name, probability in zip(names, probabilities, strict=True):
         print(f"{name:>10} {probability:.4f} {'█' * round(float(probability) * BAR_WIDTH)}")
     print(f"\ntrue label {names[label]}, prediction {names[int(probabilities.argmax())]}")
-    print(f"by hand in numpy: at most {abs(by_hand - probabilities).max():.1e} from onnxruntime")
+    difference = abs(by_numpy - probabilities).max()
+    print(f"the same in numpy differs from onnxruntime by at most {difference:.1e}")
     if model.caveat:
         print(model.caveat)
 
 
 def model_table(model: ModelManifest) -> Table:
-    """The layers of a model version with their shapes and parameters, to print with rich."""
+    """Return the layers of a model version, with shapes and parameters, for rich to print."""
     result = Table(title=model.ref)
     for column in ("layer", "input shape", "output shape", "parameters"):
         result.add_column(column, justify="left" if column == "layer" else "right")
@@ -80,6 +83,6 @@ def model_table(model: ModelManifest) -> Table:
 
 
 def draw(image: UInt8Array) -> str:
-    """An image uint8 (height, width) in block characters, two columns a pixel."""
+    """Draw an image, uint8 (height, width), in block characters, two per pixel."""
     steps = image.astype(int) * (len(SHADES) - 1) // 255
     return "\n".join("".join(SHADES[step] * 2 for step in row).rstrip() for row in steps)

@@ -1,6 +1,7 @@
-"""One prediction over HTTP, from a server that is started for it and stopped after it.
+"""Ask a server for one prediction over HTTP: `run` starts the server and stops it afterwards.
 
-The server is a process of its own, as a user would start it: the batch side imports none of it.
+The server is a process of its own, as a user would start it, because `pipeline` never imports
+`serving`.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ REQUEST_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Answer:
-    """The true class of an image, and the class that the server said."""
+    """The true class of an image, and the class that the server predicted."""
 
     label: str
     prediction: str
 
 
 def ask_server(storage: Storage, model: ModelManifest, dataset: DatasetManifest) -> Answer:
-    """Serves the model version on a free port and posts the first image of `test` as PNG."""
+    """Serve the model version on a free port, and post the first image of `test` as PNG.
+
+    Raise ResourcesMissing if the server does not start or does not answer.
+    """
     first = next(shards.iter_shards(storage, dataset, "test"))
-    picture = BytesIO()
-    Image.fromarray(first.images[0]).save(picture, "PNG")
+    png = BytesIO()
+    Image.fromarray(first.images[0]).save(png, "PNG")
     command = [sys.executable, "-m", "serving", "--port", "0"]
     command += ["--root", storage.uri(), "--model", model.ref]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -52,20 +56,20 @@ def ask_server(storage: Storage, model: ModelManifest, dataset: DatasetManifest)
             watchdog.cancel()
             if not line:
                 raise ResourcesMissing(
-                    f"The server was not ready within {START_TIMEOUT_S} s, or ended before; "
-                    "its reason stands above."
+                    f"The server was not ready within {START_TIMEOUT_S} s, or exited before that; "
+                    "its output above says why."
                 )
-            reply = _post(f"{line.split()[-1]}/predict", picture.getvalue())
+            reply = _post(f"{line.split()[-1]}/predict", png.getvalue())
         finally:
             watchdog.cancel()
             server.terminate()
     return Answer(dataset.image.class_names[int(first.labels[0])], reply["class_name"])
 
 
-def _post(url: str, picture: bytes) -> Any:
+def _post(url: str, png: bytes) -> Any:
     try:
-        reply = requests.post(url, data=picture, timeout=REQUEST_TIMEOUT_S)
+        reply = requests.post(url, data=png, timeout=REQUEST_TIMEOUT_S)
         reply.raise_for_status()
     except requests.RequestException as error:
-        raise ResourcesMissing(f"The server did not answer a picture: {error}.") from None
+        raise ResourcesMissing(f"The server did not answer a PNG file: {error}.") from None
     return reply.json()

@@ -1,10 +1,10 @@
-"""Dataset -> run: data-parallel training with Ray Train.
+"""The stage `train`: a dataset -> a run, by data-parallel training with Ray Train.
 
     python -m pipeline train fast --dataset NAME/VERSION
 
-Ray starts the workers, lets them find each other and starts them again when one dies; it is never
-in the path of a step. Each worker reads the dataset itself and takes its slice of every
-global batch, so the batches do not depend on the number of workers.
+Ray Train starts the workers, connects them, and starts them again if one dies. It takes no part in
+a step: each worker reads the dataset itself and takes its slice of every global batch, so the
+batches do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ POLL_S = 0.5
 
 
 def train(settings: Train) -> RunManifest:
-    """Trains, or finds the finished run of the same settings, and returns its manifest.
+    """Train, unless a run with the same settings is finished; return the run's manifest.
 
-    A run that was interrupted goes on from its last checkpoint. Raises ResourcesMissing before
-    anything starts where the cluster lacks what was asked for, TrainingFailed where the loss
-    diverged.
+    An interrupted run continues from its last checkpoint. Raise ResourcesMissing, before anything
+    starts, if the cluster is too small; raise TrainingFailed if the loss diverges.
     """
     storage = Storage(settings.root)
     dataset = load(storage, f"datasets/{settings.dataset}", DatasetManifest)
     training = settings.train
     run = f"{training.recipe}-{digest(dataset.ref, training.model_dump(mode='json'))}"
     folder = f"runs/{run}"
-    if not settings.force and (done := find(storage, folder, RunManifest)):
-        say(f"run {done.run} is there already")
-        return done
+    existing = None if settings.force else find(storage, folder, RunManifest)
+    if existing:
+        say(f"run {existing.run} already exists")
+        return existing
     with storage.locked(f"{folder}/.lock"):
         if settings.force:
             reset_run(storage, folder)
@@ -71,7 +71,7 @@ def train(settings: Train) -> RunManifest:
 
 
 def _device(training: Training) -> str:
-    """The device of the workers, after a check that the cluster can hold them all."""
+    """Return the device of the workers. Raise ResourcesMissing if the cluster cannot hold them."""
     gpus = resources.num_gpus()
     device = training.device
     if device == "auto":
@@ -83,32 +83,34 @@ def _device(training: Training) -> str:
 
 
 def _fit(job: TrainJob) -> dict[str, Any]:
-    """What rank 0 did; shows the epochs, from the lines that it writes, as they end.
+    """Train, and return rank 0's result; meanwhile show the epochs that it writes as they end.
 
-    `fit` runs in a thread because in the main one it would take SIGINT over, and keep it.
+    Ray Train runs in a thread of its own. In the main thread, it would replace the handler of
+    SIGINT and not restore it.
     """
-    outcome: Future[dict[str, Any]] = Future()
+    result: Future[dict[str, Any]] = Future()
 
     def fit() -> None:
         try:
-            outcome.set_result(ray_trainer.fit(job))
+            result.set_result(ray_trainer.fit(job))
         except BaseException as error:
-            outcome.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=fit, daemon=True).start()
     shown = 0
     with progress("train", total=job.training.epochs) as show:
-        while wait([outcome], timeout=POLL_S).not_done:
+        while wait([result], timeout=POLL_S).not_done:
+            # Only the display depends on this read, so the next one may succeed instead.
             with suppress(StorageError):
-                lines = read_metrics(job.storage, job.folder)
-                if len(lines) > shown:
-                    shown = len(lines)
-                    show(shown, f"epochs  {_describe(lines[-1])}")
-    return outcome.result()
+                epochs = read_metrics(job.storage, job.folder)
+                if len(epochs) > shown:
+                    shown = len(epochs)
+                    show(shown, f"epochs  {_describe(epochs[-1])}")
+    return result.result()
 
 
-def _describe(line: dict[str, float]) -> str:
+def _describe(metrics: dict[str, float]) -> str:
     return (
-        f"loss {line['loss']:.4f}  accuracy {line['accuracy']:.4f}"
-        f"  val {line['val_accuracy']:.4f}  {line['images_per_s']:,.0f} images/s"
+        f"loss {metrics['loss']:.4f}  accuracy {metrics['accuracy']:.4f}"
+        f"  val {metrics['val_accuracy']:.4f}  {metrics['images_per_s']:,.0f} images/s"
     )

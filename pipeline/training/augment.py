@@ -1,8 +1,8 @@
-"""Random deformations of images of handwriting: affine, then elastic, made in batches.
+"""Augment images of handwriting with random affine and elastic deformations.
 
-After Simard, Steinkraus and Platt 2003 and Ciresan et al. 2010. A few neighbours in a batch share
-one field of displacements, as channels of one image: interpolation then costs a fraction, and
-batches still hold many fields.
+After Simard, Steinkraus and Platt 2003 and Ciresan et al. 2010. IMAGES_PER_FIELD neighbours in a
+batch share one displacement field, as channels of one image: this makes interpolation several times
+as fast, and a batch still has many fields.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 from pipeline.training.batch_loader import RankSlice
 
 IMAGES_PER_FIELD = 50
-"""Images that share a field."""
 
+# Bounds of the uniform affine parameters at strength 1. The shift is a fraction of the image's
+# side.
 ROTATION = math.radians(15)
 
 SCALE = 0.15
@@ -25,23 +26,23 @@ SCALE = 0.15
 SHEAR = 0.15
 
 SHIFT = 1.5 / 28
-"""Bounds of the uniform affine part at strength 1; the shift is a part of the image's side."""
 
 ELASTIC = 0.5 / 28
-"""Deviation of the elastic displacements at strength 1, as a part of the image's side."""
+"""Standard deviation of elastic displacements at strength 1, as a fraction of the image's side."""
 
 SMOOTH = 4 / 28
-"""Deviation of the Gaussian that smooths them, as a part of the image's side."""
+"""Standard deviation of the Gaussian that smooths them, as a fraction of the image's side."""
 
 
 class Augment:
-    """Deforms the rows of a batch alike on any number of workers.
+    """Augments the rows of a batch, the same on any number of workers.
 
-    Its random numbers follow the seed and the epoch, and are drawn for whole global batches.
+    Random numbers follow from the seed and the epoch, and are drawn for whole global batches.
     """
 
     def __init__(self, height: int, width: int, strength: float, device: torch.device) -> None:
-        self._strength, self._random = strength, torch.Generator(device)
+        self._strength = strength
+        self._random = torch.Generator(device)
         self._shape = height, width
         self._grid = torch.stack(
             torch.meshgrid(_centers(width, device), _centers(height, device), indexing="xy"), -1
@@ -51,26 +52,33 @@ class Augment:
     def start_epoch(self, seed: int, epoch: int) -> None:
         self._random.manual_seed(seed * 1_000_003 + epoch)
 
-    def __call__(self, images: Tensor, part: RankSlice) -> Tensor:
-        """Raw pixels float32 (rows, height * width), deformed, of uint8 ones: a part of a batch.
+    def __call__(self, images: Tensor, rank_slice: RankSlice) -> Tensor:
+        """Return a rank's rows of a batch, augmented: raw pixels, float32 (rows, height * width).
 
-        To be called once for each batch of an epoch, by every worker.
+        `images` are uint8 of the same shape. Every worker must call this once per batch of an
+        epoch, even with no rows.
         """
-        fields = self._fields(-(-part.total // IMAGES_PER_FIELD))
-        first, lead = divmod(part.start, IMAGES_PER_FIELD)
-        count = max(1, -(-(lead + part.rows) // IMAGES_PER_FIELD))
-        padded = F.pad(images.float(), (0, 0, lead, count * IMAGES_PER_FIELD - lead - part.rows))
-        deformed = F.grid_sample(
-            padded.view(count, IMAGES_PER_FIELD, *self._shape),
-            fields[first : first + count],
+        fields = self._fields(-(-rank_slice.total // IMAGES_PER_FIELD))
+        # The rank's rows may begin and end inside a field's images: pad them to whole fields.
+        first, lead = divmod(rank_slice.start, IMAGES_PER_FIELD)
+        num_fields = max(1, -(-(lead + rank_slice.rows) // IMAGES_PER_FIELD))
+        trail = num_fields * IMAGES_PER_FIELD - lead - rank_slice.rows
+        padded = F.pad(images.float(), (0, 0, lead, trail))
+        augmented = F.grid_sample(
+            padded.view(num_fields, IMAGES_PER_FIELD, *self._shape),
+            fields[first : first + num_fields],
             align_corners=False,
         )
-        rows: Tensor = deformed.view(-1, images.shape[1])
-        return rows[lead : lead + part.rows]
+        rows: Tensor = augmented.view(-1, images.shape[1])
+        return rows[lead : lead + rank_slice.rows]
 
     def _fields(self, count: int) -> Tensor:
-        """float32 (count, height, width, 2): where each pixel comes from, x and y in -1..1."""
+        """Draw fields, float32 (count, height, width, 2): the source x and y of each pixel.
+
+        Coordinates are from -1 to 1, as `grid_sample` takes them.
+        """
         height, width = self._shape
+        # The order of the draws decides the bits: a change changes every augmented run.
         angle = self._uniform(count) * ROTATION
         scale_x, scale_y = 1 + self._uniform(count) * SCALE, 1 + self._uniform(count) * SCALE
         shear = self._uniform(count) * SHEAR
@@ -93,13 +101,16 @@ class Augment:
 
 
 def _centers(pixels: int, device: torch.device) -> Tensor:
-    """Centers of the pixels of a side, from -1 to 1 at its ends."""
+    """Return the centers of a side's pixels, if the side goes from -1 to 1."""
     return (torch.arange(pixels, device=device) * 2 + 1) / pixels - 1
 
 
 def _gaussian(pixels: int, device: torch.device) -> Tensor:
-    """Rows that smooth white noise along a side, and leave its deviation as it is."""
-    at = torch.arange(pixels, device=device) / pixels
-    weights = torch.exp(-((at[:, None] - at) ** 2) / (2 * SMOOTH**2))
+    """Return rows of weights that smooth white noise along a side.
+
+    They have norm 1, so the standard deviation of the noise stays.
+    """
+    x = torch.arange(pixels, device=device) / pixels
+    weights = torch.exp(-((x[:, None] - x) ** 2) / (2 * SMOOTH**2))
     norms: Tensor = weights.norm(dim=1, keepdim=True)
     return weights / norms

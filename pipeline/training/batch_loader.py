@@ -1,19 +1,20 @@
-"""The batches of a split, epoch by epoch, and what of each is this worker's.
+"""The batches of a split, epoch by epoch, and this worker's slice of each.
 
-A global batch is the same rows whatever the number of workers; each takes its slice. A split that
-fits the memory allowed lies on the device whole, and an epoch's order is any order of its rows. A
-larger one is streamed by windows of one shard, of two, and soon of as many as fill half of that
-memory, while the next window is read: an epoch's order is then any order of the shards, and of the
-rows in each window. Either way every row comes once an epoch, and the order follows from the seed
-and the epoch alone.
+A global batch holds the same rows for any number of workers, and each worker takes its slice. Every
+row comes once per epoch, in an order that follows from the seed and the epoch alone.
+
+A split that fits the allowed memory is loaded as a whole, and its rows are shuffled. A larger one
+is streamed in windows: the shards are shuffled, then the rows within each window, and a thread
+reads the next window meanwhile. The first window is one shard, so that an epoch starts soon; each
+further one is twice as large, up to half of the allowed memory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,38 +24,44 @@ from pipeline.artifacts.storage import Storage
 from pipeline.data import shards
 
 GROUP_ROWS = 8192
+"""Rows gathered at once for several batches: one index_select for each batch would be slower."""
 
 
 class Window(NamedTuple):
-    """uint8 (rows, height, width), or (rows, pixels) where some are left out; int64 (rows,)."""
+    """Rows in memory, on the device."""
 
     images: Tensor
+    """uint8 (rows, height, width), or (rows, pixels) if some pixels are left out."""
     labels: Tensor
+    """int64 (rows,)."""
 
 
 class RankSlice(NamedTuple):
-    """A worker's rows of a global batch: where they begin in it, how many, and of how many."""
+    """A worker's slice of a global batch."""
 
     start: int
+    """Index of its first row in the batch."""
     rows: int
+    """Number of its rows."""
     total: int
+    """Number of rows of the whole batch."""
 
 
 class BatchGroup(NamedTuple):
-    """Some batches in the order of training: this worker's rows of them, end to end."""
+    """Consecutive batches: this worker's slices of them, end to end."""
 
     images: Tensor
     labels: Tensor
-    parts: list[RankSlice]
+    slices: list[RankSlice]
 
     @property
     def rows(self) -> list[int]:
-        """This worker's rows of each batch."""
-        return [part.rows for part in self.parts]
+        """Return the number of this worker's rows of each batch."""
+        return [rank_slice.rows for rank_slice in self.slices]
 
 
 class BatchLoader:
-    """The batches of a split, cut in the order of its rows, or of a seeded shuffle of them."""
+    """The batches of a split, in the order of its rows or of a seeded shuffle."""
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class BatchLoader:
         world_size: int = 1,
         seed: int | None = None,
     ) -> None:
-        """`seed` None takes the rows in file order. `memory_bytes` is for this worker's images."""
+        """Load the split if its images fit `memory_bytes`. Without a seed, keep the file order."""
         self._storage, self._dataset, self._device = storage, dataset, device
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size = rank, world_size
@@ -85,12 +92,15 @@ class BatchLoader:
             self.waited_s = time.perf_counter() - started
 
     def drop_zero_pixels(self) -> Tensor:
-        """Leaves out pixels that are 0 in every row, if all lie in memory; returns those kept."""
+        """Leave out pixels that are 0 in every row; return the indices of those kept.
+
+        If the split is streamed, all pixels are kept, because not all rows were seen.
+        """
         if self._whole is None:
             return torch.arange(self._dataset.image.num_pixels)
         images = self._whole.images.flatten(1)
         kept = images.any(0).nonzero().flatten()
-        # Moved together in place, as there may be no room for two of them.
+        # The pixels are moved within their tensor, because memory may not hold two of them.
         pixels, end = images.view(-1), 0
         for rows in images.split(GROUP_ROWS):
             start, end = end, end + len(rows) * len(kept)
@@ -99,82 +109,97 @@ class BatchLoader:
         return kept.cpu()
 
     def epoch(self, number: int = 0) -> Iterator[BatchGroup]:
-        """All rows once; what a window leaves over begins the first batch of the next."""
+        """Yield all rows once, in groups of batches.
+
+        The rows of a window that do not fill a batch begin the first batch of the next window.
+        """
         random = None
         if self._seed is not None:
             random = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
-        left: Window | None = None
+        group_rows = max(1, GROUP_ROWS // self._batch_size) * self._batch_size
+        rest: Window | None = None
         for window in self._windows(random):
-            rows, start = len(window.labels), 0
-            order = None if random is None else torch.randperm(rows, generator=random)
-            if left:
-                start = min(rows, self._batch_size - len(left.labels))
-                left = _join(left, self._take(window, order, 0, start))
-                if len(left.labels) < self._batch_size:
+            num_rows = len(window.labels)
+            order = None if random is None else torch.randperm(num_rows, generator=random)
+            start = 0
+            if rest:
+                start = min(num_rows, self._batch_size - len(rest.labels))
+                rest = _concatenate(rest, self._take(window, order, 0, start))
+                if len(rest.labels) < self._batch_size:
                     continue
-                yield self._block(left, None, 0, self._batch_size)
-            end = rows - (rows - start) % self._batch_size
-            size = max(1, GROUP_ROWS // self._batch_size) * self._batch_size
-            for begin in range(start, end, size):
-                yield self._block(window, order, begin, min(begin + size, end))
-            left = self._take(window, order, end, rows) if end < rows else None
-        if left:
-            yield self._block(left, None, 0, len(left.labels))
+                yield self._group(rest, None, 0, self._batch_size)
+            end = num_rows - (num_rows - start) % self._batch_size
+            for group_start in range(start, end, group_rows):
+                yield self._group(window, order, group_start, min(group_start + group_rows, end))
+            rest = self._take(window, order, end, num_rows) if end < num_rows else None
+        if rest:
+            yield self._group(rest, None, 0, len(rest.labels))
 
     def _windows(self, random: torch.Generator | None) -> Iterator[Window]:
+        """Yield the whole split if it is in memory; otherwise windows, reading one ahead."""
         if self._whole:
             yield self._whole
             return
-        groups, size, room = list[list[FileEntry]](), 0, 0
-        number = len(self._shards)
-        for index in range(number) if random is None else torch.randperm(number, generator=random):
-            shard = self._shards[int(index)]
-            assert shard.rows is not None
-            if not groups or shard.rows > room:
-                groups.append([])
-                # Of one shard at first, so that an epoch begins soon; then twice as large each.
-                size = room = min(self._window_rows, 2 * size or shard.rows)
-            groups[-1].append(shard)
-            room -= shard.rows
+        first, *others = self._window_shards(random)
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._read, groups[0])
-            for group in (*groups[1:], None):
+            next_window = pool.submit(self._read, first)
+            for window_shards in (*others, None):
                 started = time.perf_counter()
-                window = ahead.result()
+                window = next_window.result()
                 self.waited_s += time.perf_counter() - started
-                if group:
-                    ahead = pool.submit(self._read, group)
+                if window_shards:
+                    next_window = pool.submit(self._read, window_shards)
                 yield window
 
-    def _block(self, window: Window, order: Tensor | None, begin: int, end: int) -> BatchGroup:
-        """This worker's slices of the batches that rows `begin` to `end` of an order make."""
-        parts, mine = list[RankSlice](), list[range]()
-        for first in range(begin, end, self._batch_size):
-            total = min(self._batch_size, end - first)
-            start, stop = (
-                total * rank // self._world_size for rank in (self._rank, self._rank + 1)
-            )
-            parts.append(RankSlice(start, stop - start, total))
-            mine.append(range(first + start, first + stop))
-        if self._world_size == 1:
-            return BatchGroup(*self._take(window, order, begin, end), parts)
-        rows = torch.cat([torch.arange(share.start, share.stop) for share in mine])
-        rows = rows if order is None else order[rows]
-        return BatchGroup(*self._take(window, rows, 0, len(rows)), parts)
+    def _window_shards(self, random: torch.Generator | None) -> list[list[FileEntry]]:
+        """Return the shards of each window of an epoch."""
+        num_shards = len(self._shards)
+        order: Iterable[Any] = range(num_shards)
+        if random is not None:
+            order = torch.randperm(num_shards, generator=random)
+        windows = list[list[FileEntry]]()
+        window_rows = rows_left = 0
+        for index in order:
+            shard = self._shards[int(index)]
+            assert shard.rows is not None
+            if not windows or shard.rows > rows_left:
+                windows.append([])
+                window_rows = min(self._window_rows, 2 * window_rows or shard.rows)
+                rows_left = window_rows
+            windows[-1].append(shard)
+            rows_left -= shard.rows
+        return windows
 
-    def _take(self, window: Window, order: Tensor | None, begin: int, end: int) -> Window:
+    def _group(self, window: Window, order: Tensor | None, start: int, stop: int) -> BatchGroup:
+        """Return this worker's slices of the batches in rows `start` to `stop` of an order."""
+        slices, row_ranges = list[RankSlice](), list[range]()
+        for batch_start in range(start, stop, self._batch_size):
+            total = min(self._batch_size, stop - batch_start)
+            slice_start = total * self._rank // self._world_size
+            slice_stop = total * (self._rank + 1) // self._world_size
+            slices.append(RankSlice(slice_start, slice_stop - slice_start, total))
+            row_ranges.append(range(batch_start + slice_start, batch_start + slice_stop))
+        if self._world_size == 1:
+            # The slices are the whole batches, one after the other.
+            return BatchGroup(*self._take(window, order, start, stop), slices)
+        rows = torch.cat([torch.arange(rows.start, rows.stop) for rows in row_ranges])
+        rows = rows if order is None else order[rows]
+        return BatchGroup(*self._take(window, rows, 0, len(rows)), slices)
+
+    def _take(self, window: Window, order: Tensor | None, start: int, stop: int) -> Window:
+        """Return rows `start` to `stop` of an order of the window's rows."""
         if order is None:
-            return Window(window.images[begin:end], window.labels[begin:end])
-        rows = order[begin:end].to(self._device)
+            return Window(window.images[start:stop], window.labels[start:stop])
+        rows = order[start:stop].to(self._device)
         return Window(window.images.index_select(0, rows), window.labels.index_select(0, rows))
 
     def _read(self, files: list[FileEntry]) -> Window:
-        data = shards.read(self._storage, self._dataset, files)
-        images = torch.from_numpy(data.images).to(self._device)
-        return Window(images, torch.from_numpy(data.labels).to(self._device, torch.int64))
+        rows = shards.read(self._storage, self._dataset, files)
+        images = torch.from_numpy(rows.images).to(self._device)
+        return Window(images, torch.from_numpy(rows.labels).to(self._device, torch.int64))
 
 
-def _join(first: Window, second: Window) -> Window:
+def _concatenate(first: Window, second: Window) -> Window:
     return Window(
         torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels])
     )

@@ -1,8 +1,8 @@
-"""Checkpoints of a run, which a crash at any moment leaves usable.
+"""Checkpoints of a run. They stay usable if the process crashes at any moment.
 
-Ray Train keeps an index of its own, but rewrites it in place and trusts what it points to. Here a
-checkpoint is one atomic file, and `checkpoints.json` lists the newest two with their digests, so
-that a damaged newest one falls back to the one before.
+A checkpoint is one file, written atomically. `checkpoints.json` lists the newest two with their
+digests, so training continues from the older one if the newest is damaged. Ray Train's own index is
+not used: it is rewritten in place, and does not verify the files it points to.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _INDEX = TypeAdapter(tuple[FileEntry, ...])
 
 
 class TrainState(NamedTuple):
-    """All that training needs to go on after `epoch` epochs; random numbers follow the seed.
+    """The state after `epoch` epochs. Random numbers follow from the seed and the epoch.
 
-    No times are in it, so the same training gives the same bytes.
+    It holds no times, so the same training writes the same bytes.
     """
 
     epoch: int
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
 
 
 def save(storage: Storage, folder: str, state: TrainState) -> FileEntry:
-    """Writes a checkpoint, makes it the newest, and drops those that nothing needs any more."""
+    """Write a checkpoint, list it as the newest, and delete those that are no longer needed."""
     buffer = io.BytesIO()
     torch.save(state._asdict(), buffer)
     data = buffer.getvalue()
@@ -56,15 +56,16 @@ def save(storage: Storage, folder: str, state: TrainState) -> FileEntry:
 
 
 def load_latest(storage: Storage, folder: str, *, epochs: int) -> TrainState | None:
-    """The newest checkpoint to go on from that is whole, or None where there is none.
+    """Return the newest undamaged checkpoint of at most `epochs` epochs, or None.
 
-    Metrics are there of the first `epochs`; a checkpoint after those would leave a gap in them.
+    `epochs` is the number of epochs whose metrics were read: a later checkpoint would leave a gap
+    in the metrics.
     """
     for entry in _index(storage, folder):
         try:
             state = _load(storage, folder, entry)
         except ArtifactDamaged as error:
-            logging.getLogger(__name__).warning("%s Trying the checkpoint before.", error)
+            logging.getLogger(__name__).warning("%s Trying an older checkpoint.", error)
             continue
         if state.epoch <= epochs:
             return state
@@ -72,7 +73,7 @@ def load_latest(storage: Storage, folder: str, *, epochs: int) -> TrainState | N
 
 
 def load_model(storage: Storage, run: RunManifest) -> Mlp:
-    """The trained network of a finished run."""
+    """Return the trained network of a finished run."""
     state = _load(storage, f"runs/{run.run}", run.file(run.checkpoint))
     model = Mlp(run.image, run.training["hidden_sizes"])
     model.load_state_dict(state.model)

@@ -1,7 +1,7 @@
-"""Run the training workers by Ray Train, start them again when one dies, and raise clear errors.
+"""Run the training workers with Ray Train: start them again if one dies, and raise clear errors.
 
-Ray starts the workers and places them; each trains by `loop.train_worker`. Ray Train's own
-checkpoints and data sets are not used: checkpoints.py and batch_loader.py do that.
+Ray Train places the workers and connects them; each calls `loop.train_worker`. Its checkpoints and
+datasets are not used: `checkpoints` and `batch_loader` take their place.
 """
 
 from __future__ import annotations
@@ -47,16 +47,15 @@ def fit(job: TrainJob) -> dict[str, Any]:
             if restarts == MAX_RESTARTS:
                 if any(_is_death(cause) for cause in causes):
                     raise TrainingFailed(
-                        f"Workers died {MAX_RESTARTS + 1} times: killed from outside, or for lack "
-                        "of memory. Run the same command again to continue from the last "
-                        "checkpoint."
+                        f"Workers died {MAX_RESTARTS + 1} times: they were killed, or ran out of "
+                        "memory. Run the same command again to continue from the last checkpoint."
                     ) from None
                 raise
             restarts += 1
         except ControllerError as error:
             raise TrainingFailed(f"Ray Train gave up: {error.controller_failure}.") from None
-    if diverged := result.get("diverged"):
-        epoch, step = diverged
+    if "diverged" in result:
+        epoch, step = result["diverged"]
         raise TrainingFailed(
             f"The loss stopped being a finite number in epoch {epoch}, step {step}. Try a smaller "
             f"--train.learning-rate than {job.training.learning_rate}, or a larger "
@@ -70,11 +69,11 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
 
     Raise WorkerGroupError if a worker fails.
     """
-    # In the driver torch takes seconds to import, which only this function needs to wait for.
+    # torch takes seconds to import, so only a run that trains imports it.
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cuda = job.device == "cuda"
-    # Ray Train keeps an index there that a crash can cut short; nothing of it is needed again.
+    # Ray Train writes its own index there. A crash can leave it damaged, and nothing reads it.
     attempt = f"{job.folder}/.attempt"
     job.storage.delete(attempt)
     trainer = ray_hooks.faster_trainer(TorchTrainer)(
@@ -89,7 +88,7 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
         run_config=RunConfig(  # type: ignore[call-arg]
             name=".attempt",
             storage_path=job.storage.uri(job.folder),
-            # `fit` counts the failures of workers, as it tells a user's errors from deaths.
+            # `fit` restarts workers itself, because it must not retry a user's errors.
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=0, controller_failure_limit=MAX_RESTARTS
             ),
@@ -105,7 +104,7 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
-    """Train in a worker that Ray Train has put into the process group of all workers."""
+    """Train one rank; Ray Train calls this in each worker once torch.distributed is set up."""
     import torch
     from ray.train.torch import get_device
 

@@ -1,4 +1,4 @@
-"""A run in the making: what its workers are told, and the log that they leave."""
+"""The state of an unfinished run: the job that its workers get, and the metrics they write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What a worker is told: where the data are, how to train, where to put the run."""
+    """All that a worker needs to train: dataset, settings, device and the folder of the run."""
 
     storage: Storage
     dataset: DatasetManifest
@@ -27,19 +27,22 @@ class TrainJob:
 
 
 def reset_run(storage: Storage, folder: str) -> None:
-    """Lets training start anew; what a finished run needs stays until that is replaced."""
+    """Delete the state, so that training starts from the first epoch.
+
+    A manifest and its checkpoint stay until the new run replaces them.
+    """
     storage.delete(f"{folder}/{CHECKPOINTS}")
     storage.delete(f"{folder}/{METRICS}")
 
 
 def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> None:
-    """Writes metrics.jsonl whole, a line an epoch: before the checkpoint of its last epoch."""
+    """Write metrics.jsonl as a whole, one line per epoch."""
     lines = "".join(json.dumps(line) + "\n" for line in metrics)
     storage.write(f"{folder}/{METRICS}", lines.encode())
 
 
 def read_metrics(storage: Storage, folder: str) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl so far, up to one that is damaged."""
+    """Return the metrics of the epochs so far, up to the first damaged line."""
     metrics = list[dict[str, float]]()
     with suppress(FileNotFoundError, ValueError):
         for line in storage.read(f"{folder}/{METRICS}").splitlines():

@@ -1,21 +1,32 @@
-"""The learning rate over a run, as a function of the step number."""
+"""The learning rate over a run, as a pure function of the step: resuming needs no state."""
 
 from __future__ import annotations
 
 import math
 
 
-def learning_rate(step: int, *, steps: int, peak: float, schedule: str) -> float:
-    """The learning rate of a step, a pure function of its number, so that resuming needs no state.
+def constant(step: int, *, steps: int, peak: float) -> float:
+    """Return `peak` for every step."""
+    return peak
 
-    `one-cycle`: by cosine from peak/25 to peak over the first fifth of the steps, then to 0
-    (after Smith and Topin 2018).
+
+def one_cycle(step: int, *, steps: int, peak: float) -> float:
+    """Rise by cosine from peak / 25 to the peak in the first fifth of the steps, then fall to 0.
+
+    After Smith and Topin 2018.
     """
-    if schedule == "constant":
-        return peak
     warmup = max(1, steps // 5)
     if step < warmup:
-        low, high, part = peak / 25, peak, step / warmup
+        start, end, progress = peak / 25, peak, step / warmup
     else:
-        low, high, part = peak, 0.0, (step - warmup) / max(1, steps - warmup)
-    return low + (high - low) * (1 - math.cos(math.pi * part)) / 2
+        start, end, progress = peak, 0.0, (step - warmup) / max(1, steps - warmup)
+    return start + (end - start) * (1 - math.cos(math.pi * progress)) / 2
+
+
+SCHEDULES = {"constant": constant, "one-cycle": one_cycle}
+"""Schedules by name. To add one: add it here, and its name to `Training.schedule`."""
+
+
+def learning_rate(step: int, *, steps: int, peak: float, schedule: str) -> float:
+    """Return the learning rate of step number `step`, from 0, of `steps` in all."""
+    return SCHEDULES[schedule](step, steps=steps, peak=peak)

@@ -1,9 +1,9 @@
-"""One cold run of the recipe `fast` through Ray, timed: run by tests.bench.train.
+"""Time one cold run of the recipe `fast` through Ray; tests.bench.train calls it.
 
     python -m tests.bench.fit ROOT DATASET
 
-Prints the seconds from `fit()` to the first step, from the last step to the result of `fit()`, and
-from the first step to the end of the epoch that reaches GOAL on `val`.
+It prints the seconds from `fit()` to the first step, from the last step to the result of `fit()`,
+and from the first step to the end of the epoch that reaches GOAL on `val`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ GOAL = 0.9755
 
 
 def timed_work(config: dict[str, Any]) -> dict[str, Any]:
-    """`work`, which also notes when blocks of steps began and ended, and epochs."""
+    """Call `work`; also return when groups of steps began and ended, and when epochs ended."""
     from pipeline.training.loop import Worker
 
     steps, epochs = list[float](), list[float]()
     train_on, run_epoch = Worker._train_on, Worker.run_epoch
 
-    def block(worker: Worker, *arguments: Any) -> Any:
+    def timed_train_on(worker: Worker, *arguments: Any) -> Any:
         steps.append(time.time())
         logits = train_on(worker, *arguments)
         steps.append(time.time())
         return logits
 
-    def epoch(worker: Worker) -> dict[str, float]:
-        line = run_epoch(worker)
+    def timed_epoch(worker: Worker) -> dict[str, float]:
+        metrics = run_epoch(worker)
         epochs.append(time.time())
-        return line
+        return metrics
 
-    Worker._train_on, Worker.run_epoch = block, epoch  # type: ignore[assignment,method-assign]
+    Worker._train_on = timed_train_on  # type: ignore[assignment,method-assign]
+    Worker.run_epoch = timed_epoch  # type: ignore[assignment,method-assign]
     return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 
 
@@ -59,8 +60,8 @@ def main(root: str, ref: str) -> None:
     train(Train(root=root, dataset=ref, train=RECIPES["fast"], force=True))
     reached = [
         end
-        for end, line in zip(times["epochs"], times["metrics"], strict=True)
-        if line["val_accuracy"] >= GOAL
+        for end, metrics in zip(times["epochs"], times["metrics"], strict=True)
+        if metrics["val_accuracy"] >= GOAL
     ]
     report = {
         "start": times["first"] - times["fit"],

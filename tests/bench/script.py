@@ -1,8 +1,8 @@
-"""The plain PyTorch script that a user would write instead: the recipe `seed` on MNIST's files.
+"""A plain PyTorch script that does what the recipe `tutorial` does with MNIST's files.
 
     python tests/bench/script.py FOLDER
 
-Prints the seconds of its loop, each epoch with its validation as ours has, and the accuracy.
+It prints the seconds of its loop, which validates after each epoch as ours does, and the accuracy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Steps per second of ours and the peers, in turn, on one core: run by tests.bench.train.
+"""Measure steps per second, ours and the peers' in turn, on one core; tests.bench.train calls it.
 
 python -m tests.bench.steps ROOT DATASET ROUNDS
 """
@@ -26,7 +26,7 @@ from tests.bench import peers
 
 
 def main(root: str, ref: str, rounds: int) -> None:
-    # Before JAX counts the cores: as many threads for each peer as for us, one.
+    # One core, and so one thread, for all. JAX counts the cores when it is imported.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     group = tempfile.mkdtemp()
@@ -52,7 +52,7 @@ def main(root: str, ref: str, rounds: int) -> None:
         run()
     rates = []
     for _ in range(rounds):
-        # The rate of ours counts the order, the loss and the accuracy; of a peer, the bare loop.
+        # Our rate includes the order, the loss and the accuracy; a peer's is that of the bare loop.
         with torch.inference_mode():
             rate = {"ours": ours.run_epoch()["images_per_s"] / peers.BATCH}
         for name, run in passes.items():

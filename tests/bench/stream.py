@@ -1,8 +1,8 @@
-"""One epoch over a large dataset, in memory or streamed: run by tests.bench.train.
+"""Measure one epoch over a large dataset, in memory or streamed; tests.bench.train calls it.
 
     python -m tests.bench.stream ROOT DATASET MEMORY_MIB
 
-Prints images a second, and the peak memory in MiB beyond what the imports take.
+It prints images per second, and the peak memory in MiB without that of the imports.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ ROWS_PER_SHARD = 10_000
 
 
 def make(storage: Storage, ref: str, rows: int) -> DatasetManifest:
-    """A dataset with so many deformed digits to train on, made of another one's."""
+    """Write a dataset with `rows` augmented digits in `train`, drawn from another dataset's."""
     digits = load(storage, f"datasets/{ref}", DatasetManifest)
     split = shards.read_split(storage, digits, "train")
     dataset = digits.model_copy(update={"name": "deformed", "version": f"{rows:012}"})
     folder = f"datasets/{dataset.ref}"
 
     def files() -> Iterator[FileEntry]:
-        deform = Augment(*digits.image.shape, 1.0, torch.device("cpu"))
+        augment = Augment(*digits.image.shape, 1.0, torch.device("cpu"))
+        whole_batch = RankSlice(0, ROWS_PER_SHARD, ROWS_PER_SHARD)
         for number in range(rows // ROWS_PER_SHARD):
-            deform.start_epoch(0, number)
+            augment.start_epoch(0, number)
             picked = np.random.default_rng(number).integers(0, len(split.labels), ROWS_PER_SHARD)
-            part = RankSlice(0, ROWS_PER_SHARD, ROWS_PER_SHARD)
             pixels = torch.from_numpy(split.images[picked]).flatten(1)
-            images = deform(pixels, part).round().byte().numpy()
+            images = augment(pixels, whole_batch).round().byte().numpy()
             ids = np.arange(ROWS_PER_SHARD) + number * ROWS_PER_SHARD
             data = shards.encode(LabeledImages(ids, images, split.labels[picked]), digits.image)
             path = f"train/{number:05}.parquet"
@@ -61,7 +61,7 @@ def make(storage: Storage, ref: str, rows: int) -> DatasetManifest:
 
 
 def peak_mib() -> float:
-    """Not of getrusage, which counts what the parent had."""
+    """Return the peak memory of this process; getrusage would include that of the parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -80,7 +80,7 @@ def test_a_run_goes_from_images_to_an_answer_over_http(source: Path, tmp_path: P
     assert completed.returncode == 0, completed.stderr
     ref = completed.stdout.strip()
     assert "accuracy on test" in completed.stderr
-    assert "was taken for a" in completed.stderr
+    assert "was predicted as a" in completed.stderr
     assert f"models/{ref}/report.html" in completed.stderr
     assert f"python -m serving --root {tmp_path} --model bars/production" in completed.stderr
     assert "Traceback" not in completed.stderr

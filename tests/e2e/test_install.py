@@ -1,4 +1,4 @@
-"""What pip installs by each extra is what a user of it needs, and no more."""
+"""Each extra installs what its users need, and no more."""
 
 from __future__ import annotations
 

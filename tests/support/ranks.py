@@ -1,4 +1,4 @@
-"""Functions run by several processes in one group, as Ray Train's workers are, without Ray."""
+"""Run a function in several processes of one group, as in Ray Train's workers, without Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ set_forkserver_preload(["tests.conftest"])
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *arguments: object) -> list[Any]:
-    """What a module's function returns in each of these processes; tensors and plain values."""
+    """Call a module's function on each rank; return the results, tensors and plain values."""
     with TemporaryDirectory() as folder:
         start_processes(
             _run, (world_size, folder, function, arguments), world_size, start_method="forkserver"

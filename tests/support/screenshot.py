@@ -1,4 +1,4 @@
-"""Take the picture of the drawing page that the README shows.
+"""Take the screenshot of the drawing page that the README shows.
 
     python -m tests.support.screenshot ROOT
 

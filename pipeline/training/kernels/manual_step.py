@@ -1,9 +1,13 @@
-"""One training step by hand: the matrix products of backpropagation, and little beside them.
+"""The forward and backward pass of an Mlp, written out as matrix products.
 
-The arithmetic is autograd's, to which a test holds it. What is saved is the graph, the allocations
-and the passes over memory: results go into buffers made once; a bias is the last row of its weight,
-read by a constant column of the layer's input; the scaling of pixels and of the learning rate rides
-on a product; and plain SGD is the last product added to the weights.
+The numbers are those of autograd, as a test checks. The graph, the allocations and most passes over
+memory are saved:
+
+- Results are written to buffers that are allocated once per number of rows.
+- A bias is the last row of its layer's weight, and each layer's input has a constant last column:
+  one product computes x W + b, and one computes the gradients of both.
+- The scaling of pixels and of the learning rate is the factor `alpha` of a product.
+- With plain SGD, the last product of a layer adds its gradient to the weights.
 """
 
 from __future__ import annotations
@@ -17,23 +21,27 @@ from torch import Tensor
 from pipeline.contract import PIXEL_MAX
 from pipeline.models.mlp import Mlp
 
-ALIGNED = 16
+ALIGNED_FLOATS = 16
+"""Rows of a buffer begin at a multiple of this: a cache line of 64 bytes."""
 
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
 class Layer(NamedTuple):
-    """A view into a flat vector, float32 (inputs + 1, units), and views of that."""
+    """A layer in a flat vector: views of it, so that a step creates none."""
 
     whole: Tensor
+    """Weight, and the bias as the last row: float32 (inputs + 1, units)."""
     whole_t: Tensor
+    """The same, transposed: (units, inputs + 1)."""
     weight_t: Tensor
+    """The weight alone, transposed: (units, inputs)."""
 
 
 def flatten(model: Mlp) -> Tensor:
-    """Moves all parameters of a model into one float32 vector, and leaves it views of that.
+    """Move all parameters of a model into one float32 vector; the model's become views of it.
 
-    One all-reduce and one optimizer step then serve them all. A weight lies there as (inputs,
+    One all-reduce and one optimizer step then serve them all. The vector holds a weight as (inputs,
     units), which the products of a step read faster than torch's (units, inputs).
     """
     vector = torch.cat([p.detach().t().flatten() for p in model.parameters()])
@@ -44,81 +52,88 @@ def flatten(model: Mlp) -> Tensor:
 
 
 def positions(sizes: Sequence[int], pixels: Tensor) -> Tensor:
-    """Where the vector of `flatten` holds what is left of a network that sees these pixels only.
+    """Return the positions of all parameters in the vector of `flatten`, but for pixels left out.
 
-    `sizes` are those of the whole network, as for `Step`; int64, both.
+    `sizes` are pixels, units of each hidden layer, classes; `pixels` are the indices kept. Both the
+    argument and the result are int64.
     """
     units = sizes[1]
-    rows = torch.cat([pixels, torch.tensor([sizes[0]])])
-    first = rows[:, None] * units + torch.arange(units)
-    end = sum((n + 1) * m for n, m in zip(sizes[:-1], sizes[1:], strict=True))
-    return torch.cat([first.flatten(), torch.arange((sizes[0] + 1) * units, end)])
+    bias_row = torch.tensor([sizes[0]])
+    rows = torch.cat([pixels, bias_row])
+    first_layer = rows[:, None] * units + torch.arange(units)
+    num_parameters = sum((n + 1) * m for n, m in zip(sizes[:-1], sizes[1:], strict=True))
+    return torch.cat([first_layer.flatten(), torch.arange((sizes[0] + 1) * units, num_parameters)])
 
 
 class ManualStep:
-    """Forward and backward of an Mlp whose parameters are one flat vector.
+    """Forward and backward pass of an Mlp whose parameters are one flat vector.
 
-    Gradients are written to `gradient`, or, where that is the parameter vector itself, are added
-    to it, each times the `factor` of the call. Logits and targets are columns, (classes, N), over
-    which a softmax is 5 times as fast as over short rows.
+    Gradients, times the `factor` of a call, are written to `gradient`. If that is the parameter
+    vector itself, they are added to it. Logits and targets are (classes, N), over which a softmax
+    is 5 times as fast as over the short rows of (N, classes).
     """
 
     def __init__(self, sizes: Sequence[int], parameters: Tensor, gradient: Tensor) -> None:
-        """`sizes`: pixels, units of each hidden layer, classes."""
+        """Prepare for a network of these sizes: pixels, units of each hidden layer, classes."""
         self._sizes = tuple(sizes)
         self._layers = self._views(parameters)
         self._gradients = self._views(gradient)
-        self._keep = 1 if gradient is parameters else 0
+        # The factor `beta` by which a product keeps what its output held before.
+        self._beta = 1 if gradient is parameters else 0
         self._buffers = dict[int, _Buffers]()
 
     def forward(self, images: Tensor, logits: Tensor) -> None:
-        """Writes the logits float32 (classes, N) of images, raw pixels (N, height * width)."""
-        self._forward(self._of(len(images)), images, logits)
+        """Write the logits, float32 (classes, N), of images, raw pixels (N, pixels)."""
+        self._forward(self._buffers_for(len(images)), images, logits)
 
     def __call__(self, images: Tensor, targets: Tensor, logits: Tensor, factor: float) -> None:
-        """`forward`, then the gradients of the cross-entropy, summed over N, times `factor`.
+        """Write the logits, and the gradients of the cross-entropy, summed over N, times `factor`.
 
-        `targets` are probabilities float32 (classes, N). A layer below gets its error before the
-        weights between change.
+        `targets` are probabilities, float32 (classes, N).
         """
-        buffers = self._of(len(images))
+        buffers = self._buffers_for(len(images))
         self._forward(buffers, images, logits)
+        # The gradient of the cross-entropy with respect to the logits.
         torch.softmax(logits, 0, out=buffers.error_t).sub_(targets)
         error = buffers.error
-        for into, layer, below in buffers.above_pixels:
+        for gradient, layer, below in buffers.backward:
+            # The layer below needs the weights from before this layer's update.
             error_below = torch.mm(error, layer.weight_t, out=below.error)
-            torch.addmm(into, below.whole_t, error, beta=self._keep, alpha=factor, out=into)
+            torch.addmm(gradient, below.whole_t, error, beta=self._beta, alpha=factor, out=gradient)
             error = _relu_backward(error_below, below.values, 0, grad_input=error_below)
-        into, alpha = self._gradients[0].whole, factor / PIXEL_MAX
-        torch.addmm(into, buffers.pixels.whole_t, error, beta=self._keep, alpha=alpha, out=into)
+        gradient, alpha = self._gradients[0].whole, factor / PIXEL_MAX
+        pixels_t = buffers.pixels.whole_t
+        torch.addmm(gradient, pixels_t, error, beta=self._beta, alpha=alpha, out=gradient)
 
     def _forward(self, buffers: _Buffers, images: Tensor, logits: Tensor) -> None:
         buffers.pixels.values.copy_(images)
-        scale = 1 / PIXEL_MAX
-        for layer, below, out in buffers.hidden:
-            torch.addmm(out, below.whole, layer.whole, beta=0, alpha=scale, out=out).relu_()
-            scale = 1
+        alpha = 1 / PIXEL_MAX
+        for layer, below, out in buffers.forward:
+            torch.addmm(out, below.whole, layer.whole, beta=0, alpha=alpha, out=out).relu_()
+            alpha = 1
         last, below = self._layers[-1], buffers.last
-        torch.addmm(logits, last.whole_t, below.whole_t, beta=0, alpha=scale, out=logits)
+        torch.addmm(logits, last.whole_t, below.whole_t, beta=0, alpha=alpha, out=logits)
 
     def _views(self, vector: Tensor) -> list[Layer]:
+        """Return the layers of a vector in the layout of `flatten`."""
         shapes = [(n + 1, m) for n, m in zip(self._sizes[:-1], self._sizes[1:], strict=True)]
-        parts = vector.split([n * m for n, m in shapes])
-        wholes = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        flat_layers = vector.split([n * m for n, m in shapes])
+        wholes = [flat.view(shape) for flat, shape in zip(flat_layers, shapes, strict=True)]
         return [Layer(whole, whole.t(), whole[:-1].t()) for whole in wholes]
 
-    def _of(self, rows: int) -> _Buffers:
-        if (buffers := self._buffers.get(rows)) is None:
+    def _buffers_for(self, rows: int) -> _Buffers:
+        buffers = self._buffers.get(rows)
+        if buffers is None:
             buffers = _Buffers(self._sizes, rows, self._layers, self._gradients)
             self._buffers[rows] = buffers
         return buffers
 
 
-class _Input:
-    """Room for the input of a layer, its rows aligned, and for what comes back to it."""
+class _LayerInput:
+    """Buffers for the input of a layer, float32, and for the error that comes back to it."""
 
     def __init__(self, rows: int, width: int, constant: float, like: Tensor) -> None:
-        stride = -(-(width + 1) // ALIGNED) * ALIGNED
+        stride = -(-(width + 1) // ALIGNED_FLOATS) * ALIGNED_FLOATS
         self.whole = like.new_zeros(rows, stride)[:, : width + 1]
         self.whole[:, -1] = constant
         self.whole_t = self.whole.t()
@@ -127,20 +142,22 @@ class _Input:
 
 
 class _Buffers:
-    """Room for what a step on so many rows computes, and the layers in the order of its passes."""
+    """The buffers of a step on `rows` rows, and the layers in the order of both passes."""
 
     def __init__(
         self, sizes: tuple[int, ...], rows: int, layers: list[Layer], gradients: list[Layer]
     ) -> None:
         pixels, *hidden, classes = sizes
         like = layers[0].whole
-        # The constant column is scaled with the pixels.
-        self.pixels = _Input(rows, pixels, PIXEL_MAX, like)
-        inputs = [self.pixels, *(_Input(rows, units, 1, like) for units in hidden)]
+        # The first product divides by PIXEL_MAX, the constant of the bias too.
+        self.pixels = _LayerInput(rows, pixels, PIXEL_MAX, like)
+        inputs = [self.pixels, *(_LayerInput(rows, units, 1, like) for units in hidden)]
         self.last = inputs[-1]
-        outs = [above.values for above in inputs[1:]]
-        self.hidden = list(zip(layers, inputs, outs, strict=False))
-        above = zip([g.whole for g in gradients], layers, inputs, strict=True)
-        self.above_pixels = list(above)[:0:-1]
+        outputs = [layer_input.values for layer_input in inputs[1:]]
+        # Hidden layers from the first to the last: layer, its input, its output.
+        self.forward = list(zip(layers, inputs, outputs, strict=False))
+        # Layers from the last to the second: gradient, layer, its input.
+        all_layers = list(zip([g.whole for g in gradients], layers, inputs, strict=True))
+        self.backward = all_layers[:0:-1]
         self.error_t = like.new_empty(classes, rows)
         self.error = self.error_t.t()

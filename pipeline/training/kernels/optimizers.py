@@ -1,36 +1,55 @@
-"""The optimizers of a flat vector of parameters and its gradient."""
+"""Optimizers of one flat vector of parameters, given the vector of its gradient."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 
-class Sgd:
-    """Plain stochastic gradient descent, without momentum."""
+class Optimizer(Protocol):
+    """Updates the parameters that it was created with, by the gradient that lies beside them."""
 
-    def __init__(self, parameters: Tensor, gradient: Tensor) -> None:
+    def step(self, rate: float) -> None:
+        """Update the parameters with this learning rate."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state for a checkpoint: tensors with one number per parameter.
+
+        To continue from a checkpoint, copy into them.
+        """
+
+
+class Sgd:
+    """Plain stochastic gradient descent, without momentum or weight decay."""
+
+    def __init__(
+        self, parameters: Tensor, gradient: Tensor, *, weight_decay: float = 0.0, steps: int = 0
+    ) -> None:
+        assert not weight_decay
         self._parameters, self._gradient = parameters, gradient
 
     def step(self, rate: float) -> None:
         self._parameters.add_(self._gradient, alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: nothing."""
         return {}
 
 
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), torch's function.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    Not its class, whose bookkeeping costs more than the arithmetic on a vector of this size.
+    It calls torch's fused function, because the bookkeeping of torch's class takes longer than the
+    arithmetic on a vector of this size.
     """
 
     def __init__(
-        self, parameters: Tensor, gradient: Tensor, *, weight_decay: float, steps: int = 0
+        self, parameters: Tensor, gradient: Tensor, *, weight_decay: float = 0.0, steps: int = 0
     ) -> None:
-        """`steps`: how many were taken before."""
+        """Continue after `steps` steps, which decide the bias correction."""
         self._parameters, self._gradient = parameters, gradient
         self._mean, self._square = torch.zeros_like(gradient), torch.zeros_like(gradient)
         self._steps = torch.tensor(float(steps), device=gradient.device)
@@ -55,5 +74,8 @@ class AdamW:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold, a number a parameter; copied into to go on from one."""
         return {"mean": self._mean, "square": self._square}
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": Sgd, "adamw": AdamW}
+"""Optimizers by name. To add one: add it here, and its name to `Training.optimizer`."""

@@ -17,35 +17,35 @@ from tests.conftest import Artifacts
 def test_every_example_counts_once_in_every_measure(artifacts: Artifacts) -> None:
     predictor = Predictor(artifacts.storage, artifacts.model)
     split = read_split(artifacts.storage, artifacts.dataset, "test")
-    found = evaluate_predictor(
+    metrics = evaluate_predictor(
         predictor, iter_shards(artifacts.storage, artifacts.dataset, "test")
     ).metrics
     predicted = predictor.predict(split.images)
-    right = predicted.prediction == split.labels
-    of_label = predicted.probabilities[np.arange(90), split.labels]
-    assert found["count"] == 90
-    assert found["accuracy"] == right.mean()
-    assert found["loss"] == pytest.approx(-np.log(of_label).mean(), rel=1e-5)
-    assert np.sum(found["confusion"]) == 90
-    assert found["support"] == np.bincount(split.labels, minlength=3).tolist()
+    correct = predicted.prediction == split.labels
+    true_class = predicted.probabilities[np.arange(90), split.labels]
+    assert metrics["count"] == 90
+    assert metrics["accuracy"] == correct.mean()
+    assert metrics["loss"] == pytest.approx(-np.log(true_class).mean(), rel=1e-5)
+    assert np.sum(metrics["confusion"]) == 90
+    assert metrics["support"] == np.bincount(split.labels, minlength=3).tolist()
 
 
-def test_measures_of_a_known_confusion_are_those_worked_out_by_hand(artifacts: Artifacts) -> None:
-    """Of 4 rows with label 0, 3 are right and 1 is taken for a 2; of 2 with label 2, both right."""
+def test_metrics_of_a_known_confusion_are_those_computed_by_hand(artifacts: Artifacts) -> None:
+    """Predict three of four rows of class 0 correctly, one as 2, and both rows of class 2."""
     predictor = Predictor(artifacts.storage, artifacts.model)
     split = read_split(artifacts.storage, artifacts.dataset, "test")
     predicted = predictor.predict(split.images).prediction
     zeros, twos = np.flatnonzero(predicted == 0)[:3], np.flatnonzero(predicted == 2)[:3]
     rows = np.concatenate([zeros, twos])
     labels = np.array([0, 0, 0, 0, 2, 2], np.uint8)
-    found = evaluate_predictor(
+    evaluation = evaluate_predictor(
         predictor, [LabeledImages(split.ids[rows], split.images[rows], labels)]
     )
-    assert found.metrics["confusion"] == [[3, 0, 1], [0, 0, 0], [0, 0, 2]]
-    assert found.metrics["precision"] == pytest.approx([1, 0, 2 / 3])
-    assert found.metrics["recall"] == pytest.approx([3 / 4, 0, 1])
-    assert found.metrics["f1"] == pytest.approx([6 / 7, 0, 4 / 5])
-    [mistake] = found.mistakes
+    assert evaluation.metrics["confusion"] == [[3, 0, 1], [0, 0, 0], [0, 0, 2]]
+    assert evaluation.metrics["precision"] == pytest.approx([1, 0, 2 / 3])
+    assert evaluation.metrics["recall"] == pytest.approx([3 / 4, 0, 1])
+    assert evaluation.metrics["f1"] == pytest.approx([6 / 7, 0, 4 / 5])
+    [mistake] = evaluation.mistakes
     assert (mistake.id, mistake.label, mistake.prediction) == (int(split.ids[twos[0]]), 0, 2)
 
 
@@ -55,8 +55,8 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy(
     predictor = Predictor(artifacts.storage, artifacts.model)
     image = read_split(artifacts.storage, artifacts.dataset, "test").images[:1]
     same = np.repeat(image, 4, axis=0)
-    found = predictor.predict(image)
-    label, confidence = int(found.prediction[0]), float(found.probabilities.max())
+    predicted = predictor.predict(image)
+    label, confidence = int(predicted.prediction[0]), float(predicted.probabilities.max())
     labels = np.array([label, label, label, (label + 1) % 3], np.uint8)
     metrics = evaluate_predictor(predictor, [LabeledImages(np.arange(4), same, labels)]).metrics
     assert metrics["calibration_error"] == pytest.approx(abs(confidence - 3 / 4), abs=1e-6)
@@ -75,7 +75,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(artifacts: Artifacts) ->
 
 
 def test_evaluating_again_gives_the_same_bytes(artifacts: Artifacts) -> None:
-    again = evaluate(Evaluate(root=artifacts.root, model=artifacts.model.ref, force=True))
-    assert again == artifacts.evaluation
+    second = evaluate(Evaluate(root=artifacts.root, model=artifacts.model.ref, force=True))
+    assert second == artifacts.evaluation
     path = Path(artifacts.root, "models", artifacts.model.ref, "evaluation.json")
     assert json.loads(path.read_text())["model"] == artifacts.model.ref

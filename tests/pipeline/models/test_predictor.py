@@ -15,13 +15,13 @@ from tests.conftest import Artifacts
 from tests.support.sample_data import make_images
 
 
-def test_it_predicts_the_label(artifacts: Artifacts) -> None:
+def test_a_predictor_predicts_the_labels(artifacts: Artifacts) -> None:
     images, labels = make_images(50, seed=9)
-    found = Predictor(artifacts.storage, artifacts.model).predict(images)
-    assert found.probabilities.dtype == np.float32
-    assert found.prediction.dtype == np.int64
-    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
-    assert (found.prediction == labels).mean() > 0.95
+    predictions = Predictor(artifacts.storage, artifacts.model).predict(images)
+    assert predictions.probabilities.dtype == np.float32
+    assert predictions.prediction.dtype == np.int64
+    np.testing.assert_allclose(predictions.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (predictions.prediction == labels).mean() > 0.95
 
 
 def test_a_row_does_not_depend_on_its_neighbours(artifacts: Artifacts) -> None:
@@ -33,19 +33,21 @@ def test_a_row_does_not_depend_on_its_neighbours(artifacts: Artifacts) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 50])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_memory_of_a_device_gives_the_same(artifacts: Artifacts, device: Device, rows: int) -> None:
+def test_device_memory_gives_the_same_predictions(
+    artifacts: Artifacts, device: Device, rows: int
+) -> None:
     if device == "cuda" and not cuda_works(artifacts):
         pytest.skip("no CUDA on this machine")
     images, _ = make_images(50, seed=9)
     folder = registry.model_folder(artifacts.model.name, artifacts.model.version)
     session = open_session(artifacts.storage.read(f"{folder}/model.onnx"), device=device)
     expected = Predictor(artifacts.storage, artifacts.model).predict(images[:rows])
-    found = run_session_bound(session, images[:rows], device)
-    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
-    np.testing.assert_array_equal(found.prediction, expected.prediction)
+    actual = run_session_bound(session, images[:rows], device)
+    np.testing.assert_allclose(actual.probabilities, expected.probabilities, atol=1e-6)
+    np.testing.assert_array_equal(actual.prediction, expected.prediction)
 
 
-def test_a_file_that_was_changed_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_a_changed_model_file_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     folder = registry.model_folder(artifacts.model.name, artifacts.model.version)
     data = bytearray(artifacts.storage.read(f"{folder}/model.onnx"))
     data[len(data) // 2] ^= 1
@@ -60,14 +62,14 @@ def test_tensors_other_than_those_of_the_manifest_are_refused(artifacts: Artifac
         Predictor(artifacts.storage, other)
 
 
-def test_the_provider_in_use_is_named(artifacts: Artifacts) -> None:
+def test_a_predictor_names_its_provider(artifacts: Artifacts) -> None:
     assert Predictor(artifacts.storage, artifacts.model).provider == "CPUExecutionProvider"
 
 
-def test_a_device_that_is_not_there_is_an_error(artifacts: Artifacts) -> None:
+def test_a_missing_device_is_an_error(artifacts: Artifacts) -> None:
     if cuda_works(artifacts):
         pytest.skip("CUDA works on this machine")
-    with pytest.raises(ResourcesMissing, match="use --device cpu|Use --device cpu"):
+    with pytest.raises(ResourcesMissing, match="[uU]se --device cpu"):
         Predictor(artifacts.storage, artifacts.model, device="cuda")
 
 

@@ -30,15 +30,15 @@ IMAGES, _ = make_images(50, seed=5)
 
 
 def run(artifacts: Artifacts, source: object, output: Path, **settings: Any) -> pa.Table:
-    """Scores a source, or several, and returns all rows of the shards that the manifest lists."""
-    asked = Score(
+    """Score one or several inputs; return all rows of the shards that the manifest lists."""
+    scoring = Score(
         root=artifacts.root,
         model=artifacts.model.ref,
         input=source if isinstance(source, tuple) else (str(source),),
         output=str(output),
         **settings,
     )
-    manifest = score(asked)
+    manifest = score(scoring)
     assert manifest.rows == sum(entry.rows or 0 for entry in manifest.files)
     shards = [entry.path for entry in manifest.files if not entry.path.startswith("rejected/")]
     return pa.concat_tables([pq.read_table(output / path) for path in shards])
@@ -102,7 +102,7 @@ def test_scoring_again_finds_the_scores_and_other_scores_are_kept(
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"picture": pa.array([b"x"])}, "column `image` is missing"),
+        ({"digit": pa.array([b"x"])}, "column `image` is missing"),
         (
             {"image": pa.array([b"x" * 119], pa.binary(119))},
             "have 119 pixels, which is not 12 x 10",
@@ -121,9 +121,7 @@ def test_parquet_that_is_not_images_of_the_model_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_cannot_be_scored_stop_it_or_stand_apart(
-    artifacts: Artifacts, tmp_path: Path
-) -> None:
+def test_rejected_rows_fail_scoring_or_are_set_aside(artifacts: Artifacts, tmp_path: Path) -> None:
     images = pa.array([IMAGES[0].tobytes(), None, IMAGES[2].tobytes()], pa.binary(120))
     path = parquet(tmp_path / "null.parquet", image=images, id=[7, 8, 9])
     with pytest.raises(DataError, match="1 of 3 rows cannot be scored: row 8: the image is null"):
@@ -132,13 +130,13 @@ def test_rows_that_cannot_be_scored_stop_it_or_stand_apart(
     manifest = load(Storage(str(tmp_path / "apart")), "", ScoresManifest)
     assert (manifest.rows, manifest.rejected) == (3, 1)
     assert table["id"].to_pylist() == [7, 9]
-    (side,) = (tmp_path / "apart" / "rejected").iterdir()
-    assert pq.read_table(side).to_pylist() == [{"id": 8, "reason": "the image is null"}]
+    (rejects,) = (tmp_path / "apart" / "rejected").iterdir()
+    assert pq.read_table(rejects).to_pylist() == [{"id": 8, "reason": "the image is null"}]
     with pytest.raises(DataError, match="1 rows of the scores in .*apart were rejected"):
         run(artifacts, path, tmp_path / "apart")
 
 
-def test_scoring_that_failed_lets_go_of_its_cpus(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_failed_scoring_releases_its_cpus(artifacts: Artifacts, tmp_path: Path) -> None:
     path = parquet(tmp_path / "null.parquet", image=pa.array([None], pa.binary(120)))
     gc.collect()
     gc.disable()
@@ -169,15 +167,15 @@ def write(path: Path) -> Path:
     return path
 
 
-def test_pictures_are_scored_with_their_paths(artifacts: Artifacts, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+def test_image_files_are_scored_with_their_paths(artifacts: Artifacts, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
     for number, image in enumerate(IMAGES[:5]):
         Image.fromarray(image).save(folder / f"{number}.png")
-    (folder / "5.png").write_bytes(b"no picture")
+    (folder / "5.png").write_bytes(b"not an image")
     options = {"columns": ("path",), "on_bad_row": "quarantine"}
     table = run(artifacts, folder, tmp_path / "out", **options)
-    assert table["path"].to_pylist() == [f"pictures/{number}.png" for number in range(5)]
+    assert table["path"].to_pylist() == [f"images/{number}.png" for number in range(5)]
     expected = Predictor(artifacts.storage, artifacts.model).predict(IMAGES[:5])
     np.testing.assert_array_equal(table["prediction"], expected.prediction)
 
@@ -189,7 +187,7 @@ def test_columns_of_the_input_pass_through(artifacts: Artifacts, tmp_path: Path)
     assert table["name"].to_pylist() == names
     with pytest.raises(DataError, match="has no column 'other'"):
         run(artifacts, path, tmp_path / "other", columns=("other",))
-    with pytest.raises(SettingError, match="a column of that name of their own"):
+    with pytest.raises(SettingError, match="scores already have a column of this name"):
         run(artifacts, path, tmp_path / "other", columns=("name", "id"))
 
 
@@ -204,7 +202,7 @@ def test_columns_may_differ_in_width_but_not_in_kind(artifacts: Artifacts, tmp_p
         run(artifacts, (*both, str(other)), tmp_path / "other", columns=("more",))
 
 
-def test_a_shard_that_is_not_its_manifests_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     root = Path(shutil.copytree(artifacts.root, tmp_path / "root"))
     other = dataclasses.replace(artifacts, root=str(root))
     shard = root / "datasets" / artifacts.dataset.ref / artifacts.dataset.shards("test")[0].path
@@ -217,7 +215,7 @@ def test_a_shard_that_is_not_its_manifests_is_refused(artifacts: Artifacts, tmp_
         shard.unlink(missing_ok=True)
 
 
-def test_scoring_that_was_cut_short_goes_on(
+def test_interrupted_scoring_continues(
     artifacts: Artifacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = parquet(tmp_path / "images.parquet", image=image_column())
@@ -262,6 +260,6 @@ def test_a_damaged_model_is_refused_before_scoring(artifacts: Artifacts, tmp_pat
         run(other, f"{artifacts.dataset.ref}/test", tmp_path / "out")
 
 
-def test_an_input_that_is_not_there_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+def test_a_missing_input_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Give Parquet, IDX files of images"):
         run(artifacts, tmp_path / "nowhere", tmp_path / "out")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import Show
+from pipeline.config import Export, Show
 from pipeline.data.shards import read_split
 from pipeline.errors import SettingError
+from pipeline.stages.export import export
 from pipeline.stages.show import draw, show
 from tests.conftest import Artifacts
 
@@ -25,7 +26,15 @@ def test_a_model_is_shown_with_its_table_its_graph_and_a_digit(
     assert "Total parameters memory: 7,948 bytes" in out
     assert "flowchart TD" in out
     assert "true label" in out
-    assert "by hand in numpy: at most" in out
+    assert "the same in numpy differs from onnxruntime by at most" in out
+
+
+def test_a_model_with_uint8_weights_is_shown(
+    artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounded = export(Export(root=artifacts.root, run=artifacts.run.run, uint8=True))
+    show(Show(root=artifacts.root, model=rounded.ref))
+    assert "the same in numpy differs from onnxruntime by at most" in capsys.readouterr().out
 
 
 def test_an_image_beyond_the_split_is_refused(artifacts: Artifacts) -> None:
@@ -33,6 +42,6 @@ def test_an_image_beyond_the_split_is_refused(artifacts: Artifacts) -> None:
         show(Show(root=artifacts.root, model=artifacts.model.ref, index=90))
 
 
-def test_black_is_nothing_and_white_is_full() -> None:
+def test_a_black_pixel_is_a_space_and_a_white_one_a_full_block() -> None:
     image = np.array([[0, 255], [255, 0], [0, 0]], np.uint8)
     assert draw(image) == "  ██\n██\n"

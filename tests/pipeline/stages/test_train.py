@@ -26,7 +26,7 @@ from tests.conftest import TRAINING, Artifacts
 
 @pytest.fixture
 def root(artifacts: Artifacts, tmp_path: Path) -> str:
-    """A copy of the session's artifacts, its finished run with the two newest checkpoints too."""
+    """Copy the session's artifacts, with the two newest checkpoints of its finished run."""
     return str(shutil.copytree(artifacts.root, tmp_path / "root"))
 
 
@@ -36,7 +36,7 @@ def run(
     return train(Train(root=root, dataset=artifacts.dataset.ref, train=training, force=force))
 
 
-def test_it_learns_and_leaves_a_line_for_every_epoch(artifacts: Artifacts) -> None:
+def test_training_learns_and_writes_a_line_for_every_epoch(artifacts: Artifacts) -> None:
     text = artifacts.storage.read(f"runs/{artifacts.run.run}/metrics.jsonl")
     lines = [json.loads(line) for line in text.splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
@@ -67,9 +67,9 @@ def test_the_last_checkpoint_of_a_finished_run_holds_its_weights(artifacts: Arti
 
 
 def test_training_again_by_force_gives_the_same_bits(root: str, artifacts: Artifacts) -> None:
-    again = run(root, artifacts, force=True)
-    assert checkpoint(again) == checkpoint(artifacts.run)
-    assert again.metrics != artifacts.run.metrics, "the speed of training shows that it ran"
+    second = run(root, artifacts, force=True)
+    assert checkpoint(second) == checkpoint(artifacts.run)
+    assert second.metrics != artifacts.run.metrics, "the measured speed shows that it ran"
 
 
 def test_force_leaves_the_finished_run_until_it_is_replaced(

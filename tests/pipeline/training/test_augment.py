@@ -11,29 +11,29 @@ CPU = torch.device("cpu")
 
 
 def blobs(count: int) -> Tensor:
-    """The same blob, count times."""
+    """Return the same blob, `count` times."""
     y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     image = 255 * torch.exp(-(((y - 9) / 4) ** 2) - ((x - 13) / 3) ** 2)
     return image.to(torch.uint8).expand(count, -1, -1)
 
 
-def deformed(
+def augmented(
     *, strength: float = 1.0, seed: int = 0, epoch: int = 0, workers: int = 1, batches: int = 1
 ) -> Tensor:
-    """The last batch of some, put together from all workers."""
-    shares = []
+    """Augment some batches, and return the last of them, joined from all workers."""
+    slices = []
     for rank in range(workers):
-        deform = Augment(HEIGHT, WIDTH, strength, CPU)
-        deform.start_epoch(seed, epoch)
+        augment = Augment(HEIGHT, WIDTH, strength, CPU)
+        augment.start_epoch(seed, epoch)
         start, stop = (BATCH * r // workers for r in (rank, rank + 1))
         for _ in range(batches):
-            share = deform(blobs(stop - start).flatten(1), RankSlice(start, stop - start, BATCH))
-        shares.append(share)
-    return torch.cat(shares).view(BATCH, HEIGHT, WIDTH)
+            rows = augment(blobs(stop - start).flatten(1), RankSlice(start, stop - start, BATCH))
+        slices.append(rows)
+    return torch.cat(slices).view(BATCH, HEIGHT, WIDTH)
 
 
-def test_deformations_move_ink_and_keep_the_range_of_pixels() -> None:
-    before, after = blobs(BATCH).float(), deformed()
+def test_augmentation_moves_ink_and_keeps_the_range_of_pixels() -> None:
+    before, after = blobs(BATCH).float(), augmented()
     assert after.shape == before.shape
     assert after.min() >= 0
     assert after.max() <= 255
@@ -41,24 +41,24 @@ def test_deformations_move_ink_and_keep_the_range_of_pixels() -> None:
     torch.testing.assert_close(after.mean((1, 2)), before.mean((1, 2)), rtol=0.4, atol=0)
 
 
-def test_they_vanish_with_their_strength() -> None:
-    torch.testing.assert_close(deformed(strength=1e-6), blobs(BATCH).float(), rtol=0, atol=0.01)
+def test_augmentation_vanishes_with_its_strength() -> None:
+    torch.testing.assert_close(augmented(strength=1e-6), blobs(BATCH).float(), rtol=0, atol=0.01)
 
 
-def test_a_group_shares_a_field_and_groups_differ() -> None:
-    groups = deformed().split(IMAGES_PER_FIELD)
+def test_neighbours_share_a_field_and_groups_of_them_differ() -> None:
+    groups = augmented().split(IMAGES_PER_FIELD)
     for group in groups:
         torch.testing.assert_close(group, group[:1].expand_as(group))
     assert len({bytes(group[0].numpy()) for group in groups}) == len(groups)
 
 
-def test_every_batch_epoch_and_seed_has_its_own() -> None:
-    one = deformed()
-    torch.testing.assert_close(deformed(), one, rtol=0, atol=0)
-    for other in (deformed(batches=2), deformed(epoch=1), deformed(seed=1)):
-        assert not torch.allclose(other, one)
+def test_every_batch_epoch_and_seed_has_its_own_fields() -> None:
+    first = augmented()
+    torch.testing.assert_close(augmented(), first, rtol=0, atol=0)
+    for other in (augmented(batches=2), augmented(epoch=1), augmented(seed=1)):
+        assert not torch.allclose(other, first)
 
 
-def test_any_number_of_workers_makes_the_same() -> None:
+def test_any_number_of_workers_augments_alike() -> None:
     for workers in (2, 3, BATCH + 1):
-        torch.testing.assert_close(deformed(workers=workers), deformed())
+        torch.testing.assert_close(augmented(workers=workers), augmented())

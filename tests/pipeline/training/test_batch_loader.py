@@ -18,7 +18,7 @@ from tests.support.sample_data import HEIGHT, WIDTH
 ROWS, ROWS_PER_SHARD, BATCH = 500, 70, 47
 SHARD_BYTES = ROWS_PER_SHARD * HEIGHT * WIDTH
 WHOLE, STREAMED = 1 << 30, 4 * SHARD_BYTES
-"""Memory for all rows, and for windows of two shards."""
+"""Bytes that hold all rows, and bytes that hold windows of two shards."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def batches(stored: tuple[Storage, DatasetManifest], memory: int, **options: Any
 
 
 def cut(images: Tensor, sizes: list[int]) -> list[Tensor]:
-    return [part.flatten(1) for part in images.split(sizes)]
+    return [batch.flatten(1) for batch in images.split(sizes)]
 
 
 def global_batches(
@@ -47,15 +47,15 @@ def global_batches(
     epoch: int = 0,
     **options: Any,
 ) -> list[Tensor]:
-    """The pixels of each batch of an epoch, put together from all workers."""
-    shares = []
+    """Return the pixels of each batch of an epoch, joined from all workers."""
+    ranks = []
     for rank in range(workers):
-        share = list[Tensor]()
-        for block in batches(stored, memory, rank=rank, world_size=workers, **options).epoch(epoch):
-            assert len(block.images) == len(block.labels) == sum(p.rows for p in block.parts)
-            share += cut(block.images, [part.rows for part in block.parts])
-        shares.append(share)
-    return [torch.cat(parts) for parts in zip(*shares, strict=True)]
+        slices = list[Tensor]()
+        for group in batches(stored, memory, rank=rank, world_size=workers, **options).epoch(epoch):
+            assert len(group.images) == len(group.labels) == sum(group.rows)
+            slices += cut(group.images, group.rows)
+        ranks.append(slices)
+    return [torch.cat(slices) for slices in zip(*ranks, strict=True)]
 
 
 def rows(images: Tensor) -> list[bytes]:
@@ -76,11 +76,11 @@ def test_file_order_is_the_same_batches_in_memory_and_streamed(
 def test_an_epoch_has_every_row_once(
     stored: tuple[Storage, DatasetManifest], memory: int, batch_size: int
 ) -> None:
-    found = global_batches(stored, memory, seed=3, batch_size=batch_size)
-    assert {len(batch) for batch in found[:-1]} <= {batch_size}
+    shuffled = global_batches(stored, memory, seed=3, batch_size=batch_size)
+    assert {len(batch) for batch in shuffled[:-1]} <= {batch_size}
     expected = rows(torch.from_numpy(read_split(*stored, "train").images))
-    assert sorted(rows(torch.cat(found))) == sorted(expected)
-    assert rows(torch.cat(found)) != expected
+    assert sorted(rows(torch.cat(shuffled))) == sorted(expected)
+    assert rows(torch.cat(shuffled)) != expected
 
 
 @pytest.mark.parametrize("memory", [WHOLE, STREAMED])
@@ -105,7 +105,7 @@ def test_the_order_follows_from_the_seed_and_the_epoch(
     assert len({order(3, 0), order(3, 1), order(4, 0)}) == 3
 
 
-def test_a_streamed_shuffle_mixes_a_shard_then_two_then_as_many_as_fit_half_of_the_memory(
+def test_the_windows_of_a_streamed_shuffle_double_up_to_half_of_the_memory(
     stored: tuple[Storage, DatasetManifest],
 ) -> None:
     split = rows(torch.from_numpy(read_split(*stored, "train").images))
@@ -127,14 +127,14 @@ def test_waiting_for_data_is_counted(stored: tuple[Storage, DatasetManifest]) ->
     assert streamed.waited_s > 0
 
 
-def test_pixels_that_are_dark_in_every_row_are_left_out_where_all_lie_in_memory(
+def test_pixels_that_are_always_0_are_left_out_if_the_split_is_in_memory(
     stored: tuple[Storage, DatasetManifest],
 ) -> None:
     images = torch.from_numpy(read_split(*stored, "train").images).flatten(1)
     kept = [p for p in range(HEIGHT * WIDTH) if images[:, p].any()]
     assert len(kept) == (HEIGHT - 1) * (WIDTH - 1)
-    found = batches(stored, WHOLE)
-    assert found.drop_zero_pixels().tolist() == kept
-    left = torch.cat([block.images for block in found.epoch()])
+    loader = batches(stored, WHOLE)
+    assert loader.drop_zero_pixels().tolist() == kept
+    left = torch.cat([group.images for group in loader.epoch()])
     torch.testing.assert_close(left, images[:, kept])
     assert len(batches(stored, STREAMED).drop_zero_pixels()) == HEIGHT * WIDTH

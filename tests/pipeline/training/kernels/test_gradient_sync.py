@@ -20,21 +20,21 @@ def gradient(rank: int, step: int) -> torch.Tensor:
 
 
 def steps(folder: str) -> dict[str, Any]:
-    """Many steps, one right after the other, and whether they went through shared memory."""
+    """Take many steps; return the parameters after each, and whether memory was shared."""
     gradient_sync.SHARED_FOLDER = folder
     before = set(os.listdir("/dev/shm"))
-    workers = GradientSync(torch.ones(SIZE))
-    mine, after = workers.parameters[workers.part], []
+    sync = GradientSync(torch.ones(SIZE))
+    own, after = sync.parameters[sync.own_slice], []
     for step in range(STEPS):
-        workers.gradient.copy_(gradient(dist.get_rank(), step))
-        workers.reduce()
-        mine.sub_(workers.reduced)
-        workers.all_gather()
-        after.append(workers.parameters.clone())
+        sync.gradient.copy_(gradient(dist.get_rank(), step))
+        sync.reduce()
+        own.sub_(sync.reduced)
+        sync.all_gather()
+        after.append(sync.parameters.clone())
     return {
         "after": torch.stack(after),
-        "joined": workers.join(mine),
-        "shared": workers._memory is not None,
+        "joined": sync.join(own),
+        "shared": sync._memory is not None,
         "left": len(set(os.listdir("/dev/shm")) - before),
     }
 
@@ -53,7 +53,7 @@ def test_after_each_step_all_workers_have_the_same_bits(folder: str) -> None:
         torch.testing.assert_close(rank["after"], 1 - sums.cumsum(0), rtol=1e-4, atol=1e-4)
 
 
-def test_a_worker_alone_keeps_its_own() -> None:
+def test_a_single_worker_keeps_its_own_gradient() -> None:
     (alone,) = on_ranks(1, steps, "/dev/shm")
     assert not alone["shared"]
     torch.testing.assert_close(alone["after"][0], 1 - gradient(0, 0))

@@ -29,14 +29,14 @@ def make_step(
 
 
 def autograd(model: Mlp, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradient of the summed loss in the layout of `flatten`."""
+    """Return logits, and the gradient of the summed loss in the layout of `flatten`."""
     logits = model(images)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return logits.detach(), torch.cat([g.t().flatten() for g in gradients])
 
 
-def test_the_model_stays_what_it_was_and_follows_the_vector() -> None:
+def test_a_flattened_model_predicts_the_same_and_follows_the_vector() -> None:
     images, _ = make_batch(7)
     model = Mlp(IMAGE, (5,), seed=1)
     before = model(images)
@@ -48,7 +48,7 @@ def test_the_model_stays_what_it_was_and_follows_the_vector() -> None:
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_a_step_has_the_numbers_of_autograd(hidden: tuple[int, ...]) -> None:
+def test_a_step_computes_the_gradient_of_autograd(hidden: tuple[int, ...]) -> None:
     model, _, gradient, step = make_step(hidden)
     for rows in (64, 1, 7, 64):
         images, labels = make_batch(rows)
@@ -73,7 +73,7 @@ def test_a_step_in_place_is_plain_sgd(hidden: tuple[int, ...]) -> None:
     torch.testing.assert_close(parameters, expected)
 
 
-def test_no_rows_give_no_gradient() -> None:
+def test_a_step_on_no_rows_gives_a_gradient_of_0() -> None:
     _, _, gradient, step = make_step((5,))
     step(torch.empty(0, 12, dtype=torch.uint8), torch.empty(3, 0), torch.empty(3, 0), 1.0)
     assert not gradient.any()

@@ -7,7 +7,7 @@ from pipeline.training.kernels.optimizers import AdamW, Sgd
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_the_numbers_are_those_of_torch_also_after_a_restart(kind: str) -> None:
+def test_an_optimizer_computes_what_torch_computes_also_after_a_restart(kind: str) -> None:
     parameters, gradient = torch.linspace(-1, 1, 50), torch.empty(50)
     expected = torch.nn.Parameter(parameters.clone())
     reference: torch.optim.Optimizer
