@@ -33,7 +33,7 @@ lint: .venv/ready
 
 # Generates docs/reference.
 docs: .venv/ready
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 bench-train: .venv/ready
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[all,bench]'

@@ -1,6 +1,7 @@
 """Generate docs/reference from the code: `make docs`. A test compares the pages with the code.
 
-The texts are the docstrings: of a settings class, and of each field under the field.
+The texts are docstrings, such as that of a settings class and those under its fields. The hostile
+requests are those of the tests.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from serving import errors as serving_errors
 from serving.config import ServerSettings
 from serving.http.routes import PUBLIC_PATHS, Handlers, route_table
 from serving.model.prometheus import COUNTERS, GAUGES
+from tests.e2e import test_edge as edge
+from tests.support.hostile_requests import REQUESTS
 
 FOLDER = Path(__file__).parent / "reference"
 ROOT = FOLDER.parents[1]
@@ -54,6 +57,7 @@ def pages() -> dict[str, str]:
         "manifests.md": _manifests(),
         "metrics.md": _metrics(),
         "errors.md": _errors(),
+        "hostile-requests.md": _hostile_requests(),
     }
 
 
@@ -161,6 +165,39 @@ def _errors() -> str:
         + '\n## Of the server\n\nAnswered as `{"error": "..."}`.\n\n'
         + _table(("error", "status", "gRPC code", "meaning"), client)
     )
+
+
+def _hostile_requests() -> str:
+    sections = (
+        ("Valid HTTP that no client should send", edge.test_a_hostile_request_gets_its_status),
+        ("HTTP that is not supported", edge.test_an_unsupported_request_is_rejected_in_json),
+        ("Bytes that are not HTTP/1.1", edge.test_malformed_http_ends_the_connection),
+        ("Unusual but valid requests", edge.test_unusual_but_valid_requests_are_answered),
+    )
+    cases: tuple[dict[str, object], ...] = (
+        {name: status for name, (_, status) in REQUESTS.items()},
+        {name: status for name, (_, status) in edge.REJECTED.items()},
+        dict.fromkeys(edge.MALFORMED, (400, 422)),
+        dict.fromkeys(edge.ANSWERED, 200),
+    )
+    text = (
+        "# Hostile requests\n\n"
+        "Each request is sent to a server as users start it. The server answers with the status\n"
+        "below, and answers a good request after it.\n"
+    )
+    for (title, test), answers in zip(sections, cases, strict=True):
+        link = f"[{test.__name__}](../../{_path(test)})"
+        rows = ((name, _statuses(status)) for name, status in answers.items())
+        text += f"\n## {title}\n\nTest: {link}.\n\n{_table(('request', 'status'), rows)}"
+    return text
+
+
+def _statuses(statuses: object) -> str:
+    return " or ".join(map(str, statuses)) if isinstance(statuses, tuple) else str(statuses)
+
+
+def _path(function: Any) -> Path:
+    return Path(inspect.getfile(function)).relative_to(ROOT)
 
 
 def _raised_by(error: type[Exception]) -> str:

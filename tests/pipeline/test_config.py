@@ -42,7 +42,7 @@ def test_flags_may_stand_before_and_after_the_recipe() -> None:
     assert after.train == RECIPES["tutorial"].model_copy(update={"num_workers": 2})
 
 
-def test_the_recipe_is_fast_where_none_is_given() -> None:
+def test_the_default_recipe_is_fast() -> None:
     settings = parse(["train", "--dataset", "a/b"])
     assert isinstance(settings, Train)
     assert settings.train == RECIPES["fast"]

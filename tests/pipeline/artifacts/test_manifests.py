@@ -47,20 +47,20 @@ def test_committing_twice_gives_the_same_bytes(storage: Storage) -> None:
     assert storage.read("d/manifest.json") == first
 
 
-def test_a_missing_artifact_names_the_command_that_makes_it(storage: Storage) -> None:
+def test_the_error_of_a_missing_artifact_names_its_command(storage: Storage) -> None:
     with pytest.raises(ArtifactMissing, match="Build it first: python -m pipeline preprocess"):
         load(storage, "d", DatasetManifest)
 
 
 @pytest.mark.parametrize("content", [b"", b"contents", b"Content"])
-def test_a_file_that_changed_is_damaged(storage: Storage, content: bytes) -> None:
+def test_a_changed_file_makes_an_artifact_damaged(storage: Storage, content: bytes) -> None:
     manifest = make(storage)
     storage.write("d/train/a", content)
     with pytest.raises(ArtifactDamaged, match="its manifest says"):
         read_file(storage, "d", manifest.files[0])
 
 
-def test_a_file_that_went_is_damaged(storage: Storage) -> None:
+def test_a_missing_file_makes_an_artifact_damaged(storage: Storage) -> None:
     manifest = make(storage)
     storage.delete("d/train/a")
     with pytest.raises(ArtifactDamaged, match="is missing, though its manifest lists it"):
@@ -68,7 +68,7 @@ def test_a_file_that_went_is_damaged(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": 2}', b'{"kind": "run"}'])
-def test_a_manifest_that_is_none_is_damaged(storage: Storage, text: bytes) -> None:
+def test_an_invalid_manifest_is_damaged(storage: Storage, text: bytes) -> None:
     storage.write("d/manifest.json", text)
     with pytest.raises(ArtifactDamaged, match="is not a manifest of this version"):
         find(storage, "d", DatasetManifest)
@@ -108,7 +108,7 @@ MANIFESTS = st.one_of(
 
 
 @given(MANIFESTS)
-def test_what_was_committed_is_found(
+def test_a_committed_artifact_is_found(
     tmp_path_factory: pytest.TempPathFactory, manifest: Manifest
 ) -> None:
     storage = Storage(str(tmp_path_factory.mktemp("root")))

@@ -23,7 +23,7 @@ def storage(artifacts: Artifacts, tmp_path: Path) -> Storage:
     return storage
 
 
-def test_an_alias_names_what_was_promoted_last(storage: Storage) -> None:
+def test_an_alias_names_the_version_promoted_last(storage: Storage) -> None:
     promote(storage, f"bars/{ONE}", "production")
     promote(storage, f"bars/{TWO}", "production")
     assert find_model(storage, "bars/production").version == TWO
@@ -46,12 +46,12 @@ def test_an_alias_may_be_promoted_to_another(storage: Storage) -> None:
     assert find_model(storage, "bars/production").version == ONE
 
 
-def test_an_unknown_alias_says_how_to_make_it(storage: Storage) -> None:
+def test_the_error_of_an_unknown_alias_says_how_to_create_it(storage: Storage) -> None:
     with pytest.raises(ArtifactMissing, match="no alias 'production'.*pipeline promote"):
         find_model(storage, "bars/production")
 
 
-def test_a_version_that_is_not_there_is_never_promoted(storage: Storage) -> None:
+def test_a_missing_version_is_never_promoted(storage: Storage) -> None:
     with pytest.raises(ArtifactMissing, match="pipeline export"):
         promote(storage, "bars/333333333333", "production")
     assert find_alias(storage, "bars", "production") is None
@@ -77,7 +77,7 @@ def test_a_damaged_alias_is_an_error(storage: Storage) -> None:
         find_model(storage, "bars/production")
 
 
-def test_a_damaged_alias_is_mended_by_promoting_again(storage: Storage) -> None:
+def test_promoting_again_repairs_a_damaged_alias(storage: Storage) -> None:
     storage.write("models/bars/aliases/production.json", b"{")
     promote(storage, f"bars/{ONE}", "production")
     assert find_model(storage, "bars/production").version == ONE

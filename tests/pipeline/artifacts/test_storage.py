@@ -10,7 +10,7 @@ from pipeline.artifacts.storage import Storage
 from pipeline.errors import StorageError
 
 
-def test_what_was_written_is_read_and_replaces_what_was_there(tmp_path: Path) -> None:
+def test_a_file_is_read_as_written_and_replaces_an_older_one(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write("a/b", b"one")
     storage.write("a/b", b"two")
@@ -18,12 +18,12 @@ def test_what_was_written_is_read_and_replaces_what_was_there(tmp_path: Path) ->
     assert os.listdir(tmp_path / "a") == ["b"]
 
 
-def test_a_missing_file_is_no_storage_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Storage(str(tmp_path)).read("a")
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write("file", b"old")
     with pytest.raises(TypeError):
@@ -32,7 +32,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Pa
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_path_through_a_file_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_path_through_a_file_is_a_storage_error(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write("file", b"")
     with pytest.raises(StorageError, match=r"Could not write .*file/below: "):
@@ -44,7 +44,7 @@ def test_an_unknown_uri_is_an_error() -> None:
         Storage("gopher://somewhere")
 
 
-def test_deleting_works_on_files_on_folders_and_on_nothing(tmp_path: Path) -> None:
+def test_files_folders_and_missing_paths_can_be_deleted(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write("folder/file", b"")
     storage.delete("folder/file")
@@ -53,7 +53,9 @@ def test_deleting_works_on_files_on_folders_and_on_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "folder").exists()
 
 
-def test_it_pickles_as_its_absolute_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_pickles_as_its_absolute_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     copy = pickle.loads(pickle.dumps(Storage("here")))
     monkeypatch.chdir("/")

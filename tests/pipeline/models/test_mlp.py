@@ -26,7 +26,7 @@ def test_the_table_is_that_of_the_tutorial() -> None:
     assert rows[-1].output_shape == (1, 10)
 
 
-def test_the_table_counts_what_the_network_has() -> None:
+def test_the_table_counts_the_parameters_of_the_network() -> None:
     for sizes in ((), (5,), (7, 3, 9)):
         model = Mlp(ImageSpec(4, 6, ("a", "b", "c")), sizes)
         counted = sum(p.numel() for p in model.parameters())

@@ -127,7 +127,7 @@ def test_a_loss_that_diverges_ends_the_run_without_a_result(
     assert not list(Path(root).glob("runs/tutorial-*/manifest.json"))
 
 
-def test_an_unknown_dataset_names_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_the_error_of_an_unknown_dataset_names_its_command(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissing, match="Build it first: python -m pipeline preprocess"):
         train(Train(root=str(tmp_path), dataset="bars/000000000000"))
 
