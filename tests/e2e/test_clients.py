@@ -1,4 +1,4 @@
-"""Public clients, and the one of this project, against a real server."""
+"""Public clients, a browser, and the client of this project, against a real server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from open_inference.openapi.client import OpenInferenceClient
 from open_inference.openapi.types import InferenceRequest
+from playwright.sync_api import Page, expect
 
 from pipeline.artifacts.registry import promote
 from pipeline.contract import Predictions
 from pipeline.models.predictor import Predictor
 from serving.client import AsyncClient, Client, ServerError
+from tests.support.browser import CHROMIUM, open_page
 from tests.support.servers import Server, started
 from tests.support.stripes_model import STRIPES, publish
 
@@ -158,6 +160,46 @@ def test_our_client_raises_the_message_of_the_server(server: Server) -> None:
     ):
         client.predict(IMAGES)
     assert error.value.status == 404
+
+
+@pytest.fixture
+def page(server: Server) -> Iterator[Page]:
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
+    with open_page(server.url("/"), classes=3) as page:
+        yield page
+
+
+def test_a_drawn_stroke_gets_a_prediction(page: Page, server: Server) -> None:
+    box = page.locator("#pad").bounding_box()
+    assert box
+    x = box["x"] + box["width"] * 0.9
+    page.mouse.move(x, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(x, box["y"] + box["height"] - 5, steps=10)
+    page.mouse.up()
+    expect(page.locator("#answer")).to_contain_text("%")
+    expect(page.locator(".bars .best")).to_have_count(1)
+    expect(page.locator("#facts")).to_contain_text(server.model.version)
+    lit = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+    lit += ".some((v, i) => i % 4 === 0 && v > 0)"
+    assert page.locator("#seen").evaluate(lit)
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#answer")).to_have_text("Nothing drawn yet")
+
+
+def test_the_keyboard_draws_a_stroke(page: Page) -> None:
+    page.locator("#pad").focus()
+    page.keyboard.press("Space")
+    for _ in range(3):
+        page.keyboard.press("ArrowUp")
+    expect(page.locator("#answer")).to_contain_text("%")
+    page.keyboard.press("Delete")
+    expect(page.locator("#answer")).to_have_text("Nothing drawn yet")
+
+
+def test_the_page_fits_a_phone_screen(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_promoting_under_load_swaps_without_an_error(server: Server) -> None:

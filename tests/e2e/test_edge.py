@@ -53,6 +53,10 @@ def send(server: Server, data: bytes) -> list[Reply]:
         return read_replies(client)
 
 
+def is_live(server: Server) -> bool:
+    return httpx.get(server.url("/v2/health/live"), timeout=5).status_code == 200
+
+
 def post(
     headers: bytes = b"",
     body: bytes = PIXELS,
@@ -171,15 +175,14 @@ def test_an_unsupported_request_is_rejected_in_json(server: Server, case: str) -
     assert reply.headers["content-type"] == "application/json"
     assert list(json.loads(reply.body)) == ["error"]
     assert all(other.status >= 400 for other in others)
-    (health,) = send(server, GET)
-    assert health.status == 200
+    assert is_live(server)
 
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_http_ends_the_connection(server: Server, case: str) -> None:
     (reply,) = send(server, MALFORMED[case] + GET)
     assert reply.status in (400, 422)
-    assert send(server, GET)[0].status == 200
+    assert is_live(server)
 
 
 @pytest.mark.parametrize("case", ANSWERED)
@@ -199,7 +202,7 @@ def test_a_missing_body_times_out(server: Server) -> None:
     assert reply.status == 408
     with connect(server) as client:
         client.sendall(post(length=b"Content-Length: 1000\r\n"))
-    assert send(server, GET)[0].status == 200
+    assert is_live(server)
 
 
 def test_content_length_with_chunks_cannot_smuggle_a_request(server: Server) -> None:
