@@ -1,4 +1,4 @@
-# The two commands a newcomer needs are `make run` and `make test`. CONTRIBUTING.md tells of the others.
+# A newcomer needs `make run` and `make test`. CONTRIBUTING.md explains the other targets.
 PYTHON ?= python3
 BIN := .venv/bin
 OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
@@ -55,7 +55,7 @@ soak: .venv/ready
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[all,sample,test]'
 	@touch $@
 
-# Others' clients and servers, each in a venv of its own, as their needs conflict with ours.
+# Clients and servers of other projects, each in its own venv, because dependencies conflict.
 NEEDS_triton := tritonclient[grpc]==2.69.0
 NEEDS_kserve := kserve==0.21.0
 NEEDS_schemathesis := schemathesis==4.32.5 pillow==12.0.0

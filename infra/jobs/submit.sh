@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Submits the whole run to the Ray cluster whose dashboard is at RAY_ADDRESS, follows its log, and
-# ends with 0 only if it succeeded: `ray job submit` itself ends with 0 for a stopped job too.
-# Interrupted, it stops the job.
+# Submit `python -m pipeline run` to the Ray cluster whose dashboard is at RAY_ADDRESS, and follow
+# its log. Exit with 0 only if it succeeded; `ray job submit` also exits with 0 for a stopped job.
+# If interrupted, stop the job.
 #
 #   RAY_ADDRESS=http://HEAD:8265 PIPELINE_ROOT=s3://bucket/artifacts \
 #     infra/jobs/submit.sh fast --data.source s3://bucket/mnist
@@ -17,7 +17,7 @@ environment=$(python -c 'import json, os
 print(json.dumps({"env_vars": {"PIPELINE_ROOT": os.environ["PIPELINE_ROOT"]}}))')
 trap 'ray job stop "$id"; exit 130' INT TERM
 
-# Its own end says little: the log's connection may drop while the job runs on.
+# Its exit code is ignored: the connection of the log may drop while the job still runs.
 ray job submit --submission-id "$id" --working-dir . --runtime-env-json "$environment" \
   -- python -m pipeline run "$@" || true
 while state=$(ray job status "$id"); do

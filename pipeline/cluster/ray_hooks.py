@@ -1,10 +1,9 @@
 """Everything that the pipeline uses of Ray beyond its public interface.
 
-All of it is for speed: without it training starts and ends later, and does nothing else otherwise.
-`PIPELINE_RAY_HOOKS=off` takes Ray's public way, and so does each hook by itself, with a warning,
-when Ray is not as the hook expects. Nothing here imports Ray before a function is called, as the
-server must set its environment first. What a hook buys was measured by tests/bench/fit.py on two
-cores; docs/how-it-works.md has the table.
+All hooks are for speed: without them, training only starts and ends later. They are left out if
+`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as they expect. What each buys is in
+docs/how-it-works.md; tests/bench/fit.py measures it. This module imports Ray only within functions,
+because the server must set Ray's environment first.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def enabled() -> bool:
 def warn_once(hook: str, reason: str) -> None:
     """Log that a hook is left out, once in this process."""
     logging.getLogger(__name__).warning(
-        "Ray %s is not as the hook %r expects (%s). Ray's public way is taken, which is slower; "
-        "%s=off does the same without this warning.",
+        "Ray %s is not as the hook %r expects (%s). Ray's public interface is used instead, which "
+        "is slower. %s=off does the same without this warning.",
         version("ray"),
         hook,
         reason,
@@ -46,16 +45,18 @@ def warn_once(hook: str, reason: str) -> None:
 
 
 def quiet_authentication() -> None:
-    """Silence the lines in which Ray tells of the token that it was given."""
+    """Silence Ray's log lines about the token that it was given."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def faster_trainer(trainer: type[Any]) -> type[Any]:
-    """Return Ray Train's `trainer` class, made to start and end sooner if that is possible.
+    """Return Ray Train's `trainer` class, changed to start and end sooner if that is possible.
 
-    The controller takes a process that Ray holds ready: Ray gives it a runtime environment, for
-    which a process must be started. And no actor watches over placement groups for a driver that
-    outlives its controller, as ours ends with it: such an actor takes a second or more to stop.
+    Start: the controller runs in a process that Ray holds ready. Ray Train gives it a runtime
+    environment, for which Ray would start a new process (2.1 s).
+
+    End: the actor that removes placement groups after a controller has died is left out. Its stop
+    takes 0.8 s. Here the driver ends with its controller, and Ray removes them then.
     """
     if not enabled():
         return trainer
@@ -83,7 +84,7 @@ def faster_trainer(trainer: type[Any]) -> type[Any]:
 
         def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
             if get_env_vars_to_propagate():
-                # Only a runtime environment brings a user's own settings of Ray Train there.
+                # Only a runtime environment passes the user's variables of Ray Train on.
                 return super()._initialize_and_run_controller(**controller_init_kwargs)
             here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
             actor = ray.remote(num_cpus=0, label_selector=here)(TrainController)
