@@ -16,7 +16,7 @@ test-fast: .venv/ready
 	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "not ray and not slow"
 	$(BIN)/coverage report --sort=cover
 
-# The core of training and serving on Ray's public interface alone.
+# The core of training and serving without the hooks for speed into Ray's private parts.
 test-public: .venv/ready
 	PIPELINE_RAY_HOOKS=off $(BIN)/pytest -m "not slow" \
 	  tests/pipeline/stages/test_train.py tests/e2e/test_server.py

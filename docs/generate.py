@@ -38,8 +38,8 @@ ENVIRONMENT = {
     "PIPELINE_MODEL": "Model of the server, if `--model` is not given.",
     "PIPELINE_API_KEYS": "Digests of the server's API keys, separated by spaces.",
     "PIPELINE_RAY_HOOKS": (
-        "`off` uses Ray's public interface alone, which is slower. See "
-        "[how it works](../how-it-works.md)."
+        "`off` leaves out the hooks for speed into Ray's private parts. See "
+        "[how it works](../how-it-works.md#private-parts-of-ray)."
     ),
     "PIPELINE_INGRESS_CORE": "Set by `python -m serving`: the core on which HAProxy runs.",
     "PIPELINE_MAX_BODY_BYTES": "Set by `python -m serving`: the bound of a body, for HAProxy.",
@@ -62,7 +62,7 @@ def pages() -> dict[str, str]:
 
 
 def _flags() -> str:
-    parts = ["# Flags\n", "Every flag stands in `--help` too. `python -m pipeline STAGE`:\n"]
+    parts = ["# Flags\n", "`--help` shows every flag too. `python -m pipeline STAGE`:\n"]
     for stage in STAGES:
         parts.append(f"## {stage.__name__.lower()}\n\n{inspect.getdoc(stage)}\n")
         parts.append(_table(("flag", "default", "meaning"), _settings_rows(stage)))

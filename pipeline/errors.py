@@ -9,7 +9,7 @@ keeps its traceback.
     ├── SourceUnreachable   no mirror of a data set answered
     ├── StorageError        storage could not be read or written
     ├── ArtifactMissing     an artifact does not exist or is not finished
-    ├── ArtifactDamaged     an artifact differs from its manifest
+    ├── ArtifactDamaged     a file differs from its manifest, or a manifest is not valid
     ├── ModelRejected       a model breaks the tensor contract or fails the parity gate
     ├── ResourcesMissing    the cluster or machine lacks what was asked for
     └── TrainingFailed      training diverged, or lost its workers too often
@@ -45,7 +45,7 @@ class ArtifactMissing(UserError):
 
 
 class ArtifactDamaged(UserError):
-    """An artifact differs from its manifest."""
+    """A file differs from its manifest or is missing, or a manifest or alias is not valid."""
 
 
 class ModelRejected(UserError):

@@ -1,6 +1,6 @@
 """The settings of training, and the named recipes: complete sets of them.
 
-To add one: add it to RECIPES, and its help to DESCRIPTIONS.
+To add a recipe: add it to RECIPES, and its help to DESCRIPTIONS.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Everything that serving uses of Ray beyond its public interface.
 
 Two kinds of hooks. Those for speed are left out by `PIPELINE_RAY_HOOKS=off`, or with a warning when
-Ray is not as they expect. Those that close something (bounds, errors in JSON, loopback only) are
-never left out: when Ray is not as they expect, the server does not start.
+Ray is not as they expect. Those for safety (bounds, errors in JSON, loopback only) are never left
+out: if Ray is not as they expect, the server does not start.
 
 Ray Serve writes HAProxy's configuration from a template that its settings do not reach everywhere,
 and runs the program at RAY_SERVE_HAPROXY_BINARY_PATH on it. That program is `run_haproxy`: it
@@ -48,7 +48,7 @@ SPEED = {
     "RAY_worker_niceness": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.ray_hooks.middlewares",
-    # Ray parses a line of Python for each request; the replicas count requests themselves.
+    # Otherwise Ray runs Python for each request's metrics; the replicas count requests anyway.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
 }
@@ -96,8 +96,8 @@ def ingress_environment(
     for name in required:
         if not is_known(name):
             raise ResourcesMissing(
-                f"Ray {version('ray')} does not know {name}, without which the server would be "
-                "open. Install the version of Ray that pyproject.toml names."
+                f"Ray {version('ray')} does not know {name}, which the server requires. "
+                "Install the version of Ray that pyproject.toml names."
             )
     own = {MAX_BODY_ENV: str(max_body_bytes)}
     if not enabled():

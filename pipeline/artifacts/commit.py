@@ -19,7 +19,10 @@ M = TypeVar("M", bound=Manifest)
 
 
 def digest(*values: object) -> str:
-    """Return 12 hex digits that identify these JSON values: the version of what they define."""
+    """Return the first 12 hex digits of the SHA-256 of these JSON values.
+
+    It is the version of the artifact that they define.
+    """
     text = json.dumps([FORMAT, *values], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,7 +1,7 @@
 """Everything that the pipeline uses of Ray beyond its public interface.
 
-All hooks are for speed: without them, training only starts and ends later. They are left out if
-`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as they expect. What each buys is in
+`faster_trainer` is for speed: without it, training only starts and ends later. It is left out if
+`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as it expects. What it buys is in
 docs/how-it-works.md; tests/bench/fit.py measures it. This module imports Ray only within functions,
 because the server must set Ray's environment first.
 """
@@ -84,7 +84,7 @@ def faster_trainer(trainer: type[Any]) -> type[Any]:
 
         def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
             if get_env_vars_to_propagate():
-                # Only a runtime environment passes the user's variables of Ray Train on.
+                # Only a runtime environment passes on the user's Ray Train variables.
                 return super()._initialize_and_run_controller(**controller_init_kwargs)
             here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
             actor = ray.remote(num_cpus=0, label_selector=here)(TrainController)

@@ -27,10 +27,10 @@ ROLES = {
 class Profile:
     """A named data set.
 
-    `sha256_gz` verifies the downloaded files, by role; `sha256` verifies their content without
-    gzip, also if it comes from a folder. `archive`, if given, is a zip file that holds the four
-    files. `transposed`: the files hold each image column by column. `first_label`: the lowest label
-    in the files.
+    `sha256_gz` verifies the downloaded files, by role; it is required unless `archive` is given.
+    `sha256` verifies their content without gzip, also if it comes from a folder. `archive`, if
+    given, is a zip file that holds the four files. `transposed`: the files hold each image column
+    by column. `first_label`: the lowest label in the files.
     """
 
     mirrors: tuple[str, ...]

@@ -169,9 +169,9 @@ def partition_rows(
     num_rows = stop - start
     if num_rows > MAX_PARTITIONS * rows_per_shard:
         raise SettingError(
-            f"{name} and what follows it have {num_rows:,} rows: at {rows_per_shard:,} per shard "
-            f"these are more than {MAX_PARTITIONS:,} shards. If that is right, give a "
-            "larger rows-per-shard."
+            f"{name} and the files after it have {num_rows:,} rows. With {rows_per_shard:,} rows "
+            f"per shard that makes more than {MAX_PARTITIONS:,} shards. If the number of rows is "
+            "right, give a larger rows-per-shard."
         )
     if min(rows_per_shard, num_rows) * pixels > MAX_PARTITION_PIXELS:
         raise SettingError(

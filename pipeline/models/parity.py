@@ -1,7 +1,6 @@
 """The checks before a model is published: it must predict what torch predicts.
 
-The measured numbers are onnxruntime's probabilities and predictions for the images of a split,
-compared with torch's for the same images.
+Each check compares onnxruntime's probabilities and predictions with torch's, for the same images.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pipeline.models.mlp import Classifier
 PARITY_BATCH_SIZES = (1, 2, 61, 4096)
 
 MAX_ACCURACY_DROP = 0.0005
-"""Share of the images of `val` that rounded weights may lose, of those that torch gets right."""
+"""The most by which rounded weights may lower accuracy on `val`."""
 
 
 class Tolerance(NamedTuple):
@@ -75,18 +74,15 @@ def check_parity(
 def check_accuracy(
     session: ort.InferenceSession, classifier: Classifier, val: LabeledImages
 ) -> None:
-    """Raise ModelRejected if onnxruntime is less accurate on `val` than torch.
-
-    MAX_ACCURACY_DROP is the share of images by which it may be.
-    """
+    """Raise ModelRejected if accuracy on `val` is lower than torch's by over MAX_ACCURACY_DROP."""
     expected = _predict_with_torch(classifier, [val.images]).prediction
     actual = predictor.run_session(session, val.images).prediction
     lost = int((expected == val.labels).sum() - (actual == val.labels).sum())
     allowed = MAX_ACCURACY_DROP * len(val.labels)
     if lost > allowed:
         raise ModelRejected(
-            f"With weights as uint8, {lost} of the {len(val.labels)} images of val that were right "
-            f"are wrong (allowed: {allowed:.0f}). Export without --uint8."
+            f"With weights as uint8, {lost} fewer of the {len(val.labels)} images of val are "
+            f"predicted correctly (allowed: {allowed:.0f}). Export without --uint8."
         )
 
 

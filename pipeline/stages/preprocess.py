@@ -32,7 +32,7 @@ from pipeline.errors import DataError, SettingError
 def preprocess(settings: Preprocess) -> DatasetManifest:
     """Write the dataset that the settings describe, unless it already exists; return its manifest.
 
-    Raise DataError if rows are not valid and are not to be skipped; see also `open_source`.
+    Raise DataError if rows are invalid and `on_bad_row` is `fail`; see also `open_source`.
     """
     storage = Storage(settings.root)
     data = settings.data

@@ -115,7 +115,7 @@ class BatchLoader:
         """
         random = None
         if self._seed is not None:
-            random = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+            random = torch.Generator().manual_seed(epoch_seed(self._seed, number))
         group_rows = max(1, GROUP_ROWS // self._batch_size) * self._batch_size
         rest: Window | None = None
         for window in self._windows(random):
@@ -197,6 +197,14 @@ class BatchLoader:
         rows = shards.read(self._storage, self._dataset, files)
         images = torch.from_numpy(rows.images).to(self._device)
         return Window(images, torch.from_numpy(rows.labels).to(self._device, torch.int64))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's random numbers, another one for every seed and epoch.
+
+    The factor is a prime larger than any number of epochs.
+    """
+    return seed * 1_000_003 + epoch
 
 
 def _concatenate(first: Window, second: Window) -> Window:

@@ -1,4 +1,4 @@
-"""Run the training workers with Ray Train: start them again if one dies, and raise clear errors.
+"""Run the training workers with Ray Train: start them again if one fails, and raise clear errors.
 
 Ray Train places the workers and connects them; each calls `loop.train_worker`. Its checkpoints and
 datasets are not used: `checkpoints` and `batch_loader` take their place.
@@ -24,7 +24,7 @@ from pipeline.errors import StorageError, TrainingFailed, UserError
 from pipeline.training.run_state import TrainJob
 
 MAX_RESTARTS = 3
-"""How often workers that died are started again; training continues from the last checkpoint."""
+"""How many times failed workers are started again; they continue from the last checkpoint."""
 
 
 def fit(job: TrainJob) -> dict[str, Any]:
@@ -116,5 +116,5 @@ def work(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_death(cause: BaseException) -> bool:
-    """Return whether a worker's failure is that its process ended."""
+    """Return whether a worker failed because its process died."""
     return isinstance(getattr(cause, "health_check_failure", cause), RayActorError)

@@ -5,7 +5,7 @@ The limits are fields of `serving.config.AppSettings`:
     max_body_bytes      bytes of a body, as sent and again after decompression (--max-body-mib)
     max_request_rows    files of a form                                        (--max-request-rows)
 
-Both hold for every request. HAProxy, in front, rejects only a Content-Length over the first one.
+HAProxy, in front, rejects only a Content-Length over the first one; here both are enforced.
 """
 
 from __future__ import annotations

@@ -89,33 +89,33 @@ class Handlers:
         self._settings = settings
 
     async def server(self, request: HttpRequest) -> HttpResponse:
-        """Answer name, version and extensions of the server."""
+        """Return the server's name, version and extensions."""
         return respond_json(request, v2_metadata.SERVER)
 
     async def live(self, request: HttpRequest) -> HttpResponse:
-        """Answer whether the server runs."""
+        """Return whether the server runs."""
         return respond_json(request, {"live": True})
 
     async def ready(self, request: HttpRequest) -> HttpResponse:
-        """Answer whether the model passes its self-test."""
+        """Return whether the model passes its self-test."""
         self._watcher.require_ready()
         return respond_json(request, {"ready": True})
 
     async def openapi(self, request: HttpRequest) -> HttpResponse:
-        """Answer the OpenAPI document."""
+        """Return the OpenAPI document."""
         keys = bool(self._settings.api_keys)
         return respond_json(request, openapi.document(self._watcher.current.model, keys=keys))
 
     async def index(self, request: HttpRequest) -> HttpResponse:
-        """Answer the models: the one that is served."""
+        """Return the list of models: the one that is served."""
         return respond_json(request, v2_metadata.repository_index(self._watcher.current.model))
 
     async def model(self, request: HttpRequest) -> HttpResponse:
-        """Answer metadata of the model: its versions and tensors."""
+        """Return the model's metadata: its versions and tensors."""
         return respond_json(request, v2_metadata.model_metadata(self._find_model(request).model))
 
     async def model_ready(self, request: HttpRequest) -> HttpResponse:
-        """Answer whether the model is ready, and a version that was rejected, with the reason."""
+        """Return whether the model is ready, and a rejected version with the reason."""
         model = self._find_model(request).model
         rejected = self._watcher.rejected
         self._watcher.require_ready()
@@ -125,18 +125,18 @@ class Handlers:
         return respond_json(request, answer)
 
     async def config(self, request: HttpRequest) -> HttpResponse:
-        """Answer the model's configuration, as Triton's."""
+        """Return the model's configuration in Triton's format."""
         model = self._find_model(request).model
         max_rows = self._settings.max_request_rows
         return respond_json(request, v2_metadata.model_config(model, max_rows=max_rows))
 
     async def stats(self, request: HttpRequest) -> HttpResponse:
-        """Answer counts and durations of requests and of calls of the model."""
+        """Return counts and durations of requests and of calls of the model."""
         loaded = self._find_model(request)
         return respond_json(request, loaded.batcher.statistics.json(loaded.model))
 
     async def infer(self, request: HttpRequest) -> HttpResponse:
-        """Answer predictions, V2: JSON, binary tensors or raw pixels."""
+        """Return predictions, V2: JSON, binary tensors or raw pixels."""
         loaded = self._find_model(request)
         json_bytes = json_length(request)
         if json_bytes is not None:
@@ -162,11 +162,11 @@ class Handlers:
         return respond(request, reply.body, headers)
 
     async def v1_models(self, request: HttpRequest) -> HttpResponse:
-        """Answer the names of the models, V1."""
+        """Return the names of the models, V1."""
         return respond_json(request, {"models": [self._watcher.current.model.name]})
 
     async def v1_predict(self, request: HttpRequest) -> HttpResponse:
-        """Answer predictions, V1."""
+        """Return predictions, V1."""
         loaded = self._find_model(request)
         body = await read_body(request, self._settings)
         max_rows = self._settings.max_request_rows
@@ -203,7 +203,7 @@ class Handlers:
 
 
 async def _read_image(body: bytes, model: ModelManifest) -> image_input.ModelInput:
-    # In a thread: decoding a large image file would stop the event loop.
+    # In a thread: decoding a large image file would block the event loop.
     return await asyncio.to_thread(image_input.read_image, body, model.image)
 
 
@@ -233,7 +233,7 @@ def _page_handler(name: str) -> Handler:
     }
 
     async def respond_with_file(request: HttpRequest) -> HttpResponse:
-        """Answer a file of the drawing page."""
+        """Return a file of the drawing page."""
         return respond(request, content, headers)
 
     return respond_with_file

@@ -33,7 +33,7 @@ ERRORS = {
 """The messages of HAProxy's own error pages, by status."""
 
 REJECT_RULES = (
-    (505, "!{ req.ver 1.0 1.1 }", "The request is not HTTP/1.1."),
+    (505, "!{ req.ver 1.0 1.1 }", "The request is neither HTTP/1.0 nor HTTP/1.1."),
     (
         400,
         "{ req.ver 1.1 } !{ req.hdr_cnt(host) eq 1 }",

@@ -37,7 +37,10 @@ GAUGES = {
     "waiting_rows": ("Images that wait for the model.", ""),
     "version_refused": ("1 while the alias names a version that was rejected.", ""),
 }
-"""Description and extra label, if any, by the name of a gauge."""
+"""Description and extra label, if any, by the name of a gauge.
+
+To add one: list it here, and set it in `MetricsExporter._export`.
+"""
 
 
 class MetricsExporter:

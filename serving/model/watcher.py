@@ -127,7 +127,7 @@ class ModelWatcher:
         # Clients read the reason, so hide where this server stores its models.
         reason = str(error).replace(f"{self._storage.display()}/", "")
         rejected = RejectedVersion(version, reason)
-        # The same version is rejected at every poll: log it once.
+        # Each poll loads and rejects the same version again: log it once.
         if rejected != self.rejected:
             logging.getLogger(__name__).error("version %r was rejected: %s", version, error)
         self.rejected = rejected

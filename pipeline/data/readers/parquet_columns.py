@@ -1,6 +1,7 @@
 """Decoding of Parquet columns: images in any supported form, and integers.
 
-To add a form of the column `image`: recognize it in `image_shape`, decode it in `decode_images`.
+To add a form of the column `image`: recognize it in `image_shape`, decode it in `decode_images`; if
+it is an extension type, list it in `TENSORS`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PIXELS_AT_A_TIME = 1 << 20
 IMAGE, ID, LABEL = "image", "id", "label"
 
 TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
-"""The extension types that are read: no values of theirs are unpickled."""
+"""The extension types that are read; reading them unpickles nothing."""
 
 
 def check_type(name: str, column: str, kind: pa.DataType) -> None:

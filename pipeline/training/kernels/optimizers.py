@@ -11,7 +11,10 @@ from torch.optim.adamw import adamw
 
 
 class Optimizer(Protocol):
-    """Updates the parameters that it was created with, by the gradient that lies beside them."""
+    """Updates a vector of parameters by its gradient, element by element.
+
+    With several workers each has one for its own slice, so an element must not depend on others.
+    """
 
     def step(self, rate: float) -> None:
         """Update the parameters with this learning rate."""
