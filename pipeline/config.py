@@ -28,14 +28,27 @@ class Data(Settings):
     name: str = "mnist"
     """Dataset: mnist, fashion-mnist, kmnist, emnist-SPLIT, or any name for your own files."""
     source: str | None = None
-    """Folder or URL of the four IDX files, gzipped or not (default: the mirrors of NAME); or a
-    folder of image files as SPLIT/CLASS/*.png, or of Parquet files named after their splits."""
+    """Folder, file or URL of the images and labels (default: the mirrors of NAME): IDX or NumPy
+    arrays; Parquet, Arrow, CSV or tar files named after their splits; SPLIT/CLASS/*.png."""
     on_unreachable: Literal["fail", "sample"] = "fail"
     """If no mirror answers: fail, or continue with a built-in sample of 5,000 MNIST digits."""
     cache: str = "~/.cache/ray-onnx-pipeline"
     """Folder for downloads. On a cluster of several nodes, every node must see it."""
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Height and width of the dataset's images (default: that of the source, which is then one)."""
+    fit: Literal["stretch", "pad", "mass"] | None = None
+    """Images of another size are stretched (default), padded, or centred by their ink's mass."""
+    invert: Literal["never", "always", "auto"] = "never"
+    """Invert images; `auto` inverts image files whose border is light."""
+    grey: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Convert colour images to grey; otherwise they are refused."""
+    split_by: str | None = None
+    """Column that holds the split of each row, or file in the source that lists PATH,SPLIT (.csv,
+    .txt)."""
     num_val: int | None = Field(default=None, ge=1)
-    """Images in `val`, taken from the end of the training files (default: a sixth of them)."""
+    """Images in `val` if the source has none (default: a sixth of `train`, at most 50,000)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw of `val`, and of the order of rows."""
     rows_per_shard: int = Field(default=10_000, ge=1)
     """Images per Parquet shard."""
     on_bad_row: OnBadRow = "fail"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -30,12 +31,36 @@ MAX_PARITY_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How images that people bring become the pixels of a dataset, in every stage and the server.
+
+    The defaults are those of manifests that do not say: such models were served this way.
+    """
+
+    fit: Literal["none", "stretch", "pad", "mass"] = "mass"
+    """How an image of another size is fitted: `none` refuses it, `stretch` scales both sides, `pad`
+    keeps the aspect ratio and fills the rest, `mass` centres its ink by its mass as MNIST's was."""
+    invert: Literal["never", "always", "auto"] = "auto"
+    """Whether images are inverted; `auto` inverts image files whose border is light."""
+    grey: bool = True
+    """Whether colour becomes grey (0.299 R + 0.587 G + 0.114 B); otherwise it is refused."""
+
+
+AS_IS = Preparation(fit="none", invert="never", grey=False)
+"""Pixels are taken as they are; images of another size or in colour are refused."""
+
+
+@dataclass(frozen=True)
 class ImageSpec:
-    """The size of a dataset's images in pixels, and the names of their classes, by label."""
+    """The size of a dataset's images in pixels, the names of their classes, and their preparation.
+
+    A label is an index into `class_names`.
+    """
 
     height: int
     width: int
     class_names: tuple[str, ...]
+    preparation: Preparation = Preparation()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -73,7 +73,7 @@ class DatasetManifest(Manifest):
         return f"{self.name}/{self.version}"
 
     def shards(self, split: str) -> list[FileEntry]:
-        """Return the shards of a split, in the order of their ids."""
+        """Return the shards of a split, in order."""
         return [entry for entry in self.files if entry.path.startswith(f"{split}/")]
 
 

@@ -125,6 +125,10 @@ class Storage:
         kind = self._fs.get_file_info(self._full(path)).type
         return bool(kind == fs.FileType.Directory)
 
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file of this path."""
+        return bool(self._fs.get_file_info(self._full(path)).type == fs.FileType.File)
+
     def files(self, path: str = "") -> list[str]:
         """Return the files of a folder and its subfolders, sorted; none if it does not exist."""
         selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)

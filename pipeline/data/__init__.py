@@ -1,7 +1,9 @@
 """Data: source files -> validated rows -> shards of a dataset; also the inputs of scoring.
 
 Used by the stages `preprocess` and `score`; training reads the shards. Modules in reading order:
-`catalog` and `download` (named data sets), `sources` and `scoring_inputs` (which choose a reader
-per file), `readers` (a package), `validation`, `shards` (the format of datasets), `partitions`
-(row ranges -> shards, on Ray Data), `inspection` (validation of a whole source), `contact_sheet`.
+`catalog` and `download` (named data sets), `layout` (which files are data, and of which split),
+`folders` and `array_pairs` (the form of a folder's files), `classes`, `sources` (all of a source),
+`scoring_inputs`, `readers` (a package), `draw` and `splits` (rows -> `train`, `val`, `test`),
+`plan` (rows -> shards), `validation`, `shards` (the format of datasets), `partitions` (shards are
+written, on Ray Data), `contact_sheet`.
 """

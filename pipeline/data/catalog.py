@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import ascii_lowercase, ascii_uppercase, digits
 
+from pipeline.contract import Preparation
+
 ROLES = {
     "train_images": "train-images-idx3-ubyte",
     "train_labels": "train-labels-idx1-ubyte",
@@ -30,7 +32,9 @@ class Profile:
     `sha256_gz` verifies the downloaded files, by role; it is required unless `archive` is given.
     `sha256` verifies their content without gzip, also if it comes from a folder. `archive`, if
     given, is a zip file that holds the four files. `transposed`: the files hold each image column
-    by column. `first_label`: the lowest label in the files.
+    by column. `first_label`: the lowest label in the files. `preparation`: what is done to image
+    files for its models. `num_last_val`: the rows are in random order, and that many at the end of
+    the training files are `val`.
     """
 
     mirrors: tuple[str, ...]
@@ -42,6 +46,8 @@ class Profile:
     archive_sha256: str = ""
     transposed: bool = False
     first_label: int = 0
+    preparation: Preparation = Preparation()
+    num_last_val: int | None = None
 
 
 def _emnist(split: str, class_names: str, first_label: int = 0) -> Profile:
@@ -75,6 +81,7 @@ PROFILES = {
             "http://yann.lecun.com/exdb/mnist",
         ),
         class_names=tuple("0123456789"),
+        num_last_val=10_000,
         sha256_gz={
             "train_images": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
             "train_labels": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
@@ -105,6 +112,7 @@ PROFILES = {
             "Bag",
             "Ankle boot",
         ),
+        preparation=Preparation(fit="pad"),
         sha256_gz={
             "train_images": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             "train_labels": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",

@@ -1,17 +1,18 @@
-"""Partitions: ranges of rows that become shards, by Ray Data. Preprocessing and scoring share this.
+"""Shards written by tasks of Ray Data. Preprocessing and scoring share this.
 
-Ray Data carries ranges, not rows. A task reads the rows of its partitions and writes each shard
-atomically under a name that depends only on the range. So a retried task changes nothing, a killed
-command continues where it stopped, and memory does not grow with the data.
+Ray Data carries numbers of shards, not rows. A task reads the rows of its shards and writes each
+file atomically, under a name with its number and the digest of its content. So a retried task
+changes nothing, a killed command continues with the files whose content is what their names say,
+and memory does not grow with the data.
 """
 
 from __future__ import annotations
 
 import gc
-import pickle
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import prod
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,185 +21,155 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from pipeline.artifacts.commit import file_entry, write_file
+from pipeline.artifacts.commit import write_file
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import resources
 from pipeline.console import progress, say
-from pipeline.data.readers.rows import RejectedRow, RowBatch, Rows
+from pipeline.data.plan import Plan
+from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.shards import encode_parquet
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import UserError
 
-MAX_PARTITIONS_PER_TASK = 64
-"""A Ray task costs 30 ms besides its work. So many partitions make that negligible."""
+MAX_SHARDS_PER_TASK = 64
+"""A Ray task costs 30 ms besides its work. So many shards make that negligible."""
 
 TASKS_PER_CPU = 8
 """With fewer tasks, CPUs would be idle at the end while the last tasks run."""
 
-MAX_PARTITIONS = 100_000
-"""Names of shards number partitions with five digits, and the driver holds all partitions."""
-
-MAX_PARTITION_PIXELS = 1 << 30
-"""A worker holds the images of a partition in memory (1 GiB), more than once."""
-
 REJECTED = "rejected/"
 """The folder of files that list rejected rows: `id` int64, `reason` string."""
 
-
-class Partition(NamedTuple):
-    """A range of rows of a split or scoring input, which becomes the shard at `path`."""
-
-    path: str
-    split: str
-    rows: Rows
-    start: int
-    num_rows: int
-
-    def read(self, columns: Sequence[str] = ()) -> RowBatch:
-        """Return the rows, with these additional columns."""
-        return self.rows.read(self.start, self.start + self.num_rows, columns)
-
-    @property
-    def rejects_path(self) -> str:
-        return REJECTED + self.path.replace("/", "-")
+_FILE_NAME = re.compile(r"(.+)-(\d+)-([0-9a-f]{12})\.parquet")
 
 
-class EncodedShard(NamedTuple):
-    """The Parquet file of a partition, its number of rows, and the rejected rows."""
+class EncodedShards(NamedTuple):
+    """The Parquet files of a shard's rows by their folder and stem, and the rejected rows.
 
-    shard: pa.Buffer
-    rows: int
+    Each file has its number of rows. `result` is what the task returns besides, pickled.
+    """
+
+    files: Mapping[str, tuple[pa.Buffer, int]]
     rejects: Sequence[RejectedRow]
+    result: bytes = b""
 
 
 class ShardWriter(NamedTuple):
-    """A writer of shards into a folder; `force` replaces existing ones."""
+    """A writer of the shards of a plan into a folder.
+
+    `stems` are the folders and stems of its files; the last is that of the rejects. `existing` are
+    the files of earlier attempts, by number.
+    """
 
     storage: Storage
     folder: str
-    force: bool
+    plan: Plan
+    stems: Sequence[str]
+    existing: Mapping[int, Sequence[str]]
 
     def write(
-        self, partitions: Sequence[Partition], encode: Callable[[Partition], EncodedShard]
+        self,
+        numbers: Sequence[int],
+        encode: Callable[[int], EncodedShards],
+        restore: Callable[[Mapping[str, bytes]], bytes] = lambda _: b"",
     ) -> list[dict[str, Any]]:
-        """Write the shard of each partition, unless it already exists.
+        """Write the files of each shard, unless they exist already.
 
-        Return a dict per partition: the `entries` of its files, and whether it was `encoded` now.
-        A thread writes each shard while the next one is encoded.
+        `encode` makes them; `restore` returns the `result` of files that exist, given their content
+        by stem. Return a dict per shard: the `entries` of its files, its `result`, and whether it
+        was `encoded` now. A thread writes the files of a shard while the next one is encoded.
         """
         stored = list[Future[dict[str, Any]]]()
         with ThreadPoolExecutor(1) as disk:
-            for partition in partitions:
-                existing = None if self.force else self._existing_entries(partition)
-                encoded = encode(partition) if existing is None else None
+            for number in numbers:
+                existing = self._existing(number)
+                if existing is not None:
+                    entries, contents = existing
+                    finished = {
+                        "entries": [entry.model_dump() for entry in entries],
+                        "encoded": False,
+                        "result": restore(contents),
+                    }
+                    stored.append(disk.submit(dict, finished))
+                    continue
+                encoded = encode(number)
                 # Wait for the previous shard: an error ends the task now, and no more than two
                 # shards are in memory.
                 if stored:
                     stored[-1].result()
-                stored.append(disk.submit(self._store, partition, existing, encoded))
+                stored.append(disk.submit(self._store, number, encoded))
         return [future.result() for future in stored]
 
-    def _store(
-        self,
-        partition: Partition,
-        existing: list[FileEntry] | None,
-        encoded: EncodedShard | None,
-    ) -> dict[str, Any]:
-        entries = existing or []
-        if encoded:
-            entries = self._store_encoded(partition, encoded)
-        dumped = [entry.model_dump() for entry in entries]
-        return {"entries": dumped, "encoded": encoded is not None}
-
-    def _store_encoded(self, partition: Partition, encoded: EncodedShard) -> list[FileEntry]:
-        """Write the files of a partition and return their entries."""
-        rejects = encoded.rejects
-        assert encoded.rows + len(rejects) == partition.num_rows
+    def _store(self, number: int, encoded: EncodedShards) -> dict[str, Any]:
+        """Write the files of a shard and return what `write` does."""
+        rows = sum(rows for _, rows in encoded.files.values()) + len(encoded.rejects)
+        assert rows == self.plan.shard_rows(number)
         # Otherwise a shard built from changed input would be kept as finished.
-        partition.rows.require_unchanged()
-        entries = []
-        # Write rejects first: the shard's presence marks the partition as done.
-        if rejects:
-            file = _rejects_parquet(rejects)
-            entries.append(self._write_file(partition.rejects_path, file, len(rejects)))
-        entries.append(self._write_file(partition.path, encoded.shard, encoded.rows))
-        return entries
+        self.plan.rows.require_unchanged(self.plan.ranges(number))
+        files = dict(encoded.files)
+        if encoded.rejects:
+            files[self.stems[-1]] = _rejects_parquet(encoded.rejects), len(encoded.rejects)
+        entries = [
+            write_file(self.storage, self.folder, self._path(stem, number, data), data, rows=rows)
+            for stem, (data, rows) in files.items()
+        ]
+        dumped = [entry.model_dump() for entry in entries]
+        return {"entries": dumped, "encoded": True, "result": encoded.result}
 
-    def _write_file(self, path: str, file: pa.Buffer, rows: int) -> FileEntry:
-        return write_file(self.storage, self.folder, path, file, rows=rows)
+    def _path(self, stem: str, number: int, data: pa.Buffer) -> str:
+        width = max(5, len(str(self.plan.num_shards)))
+        return f"{stem}-{number:0{width}}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
 
-    def _existing_entries(self, partition: Partition) -> list[FileEntry] | None:
-        """Return the files that an earlier attempt wrote, or None if they are not complete.
-
-        Their content needs no check: names depend on the input, and files are written atomically.
-        """
-        shard = self._existing_file(partition.path)
-        if shard is None:
-            return None
-        entries = [shard]
-        if shard.rows != partition.num_rows:
-            rejects = self._existing_file(partition.rejects_path)
-            if rejects:
-                entries.append(rejects)
-        num_rows = sum(entry.rows or 0 for entry in entries)
-        return entries if num_rows == partition.num_rows else None
-
-    def _existing_file(self, path: str) -> FileEntry | None:
-        """Return the entry of an existing Parquet file, or None if it is missing or damaged."""
-        try:
-            content = self.storage.read(f"{self.folder}/{path}".lstrip("/"))
-        except FileNotFoundError:
-            return None
-        try:
-            rows = pq.ParquetFile(pa.BufferReader(content)).metadata.num_rows
-        except (OSError, ValueError, pa.ArrowException):
-            return None
-        return file_entry(path, content, rows=rows)
+    def _existing(self, number: int) -> tuple[list[FileEntry], dict[str, bytes]] | None:
+        """Return the files that an earlier attempt wrote, or None if they are not complete."""
+        entries = list[FileEntry]()
+        contents = dict[str, bytes]()
+        for path in self.existing.get(number, ()):
+            stem, _, digest = parse_path(path) or ("", 0, "")
+            try:
+                content = self.storage.read(f"{self.folder}/{path}".lstrip("/"))
+                sha256 = hashlib.sha256(content).hexdigest()
+                if not sha256.startswith(digest):
+                    return None
+                rows = pq.ParquetFile(pa.BufferReader(content)).metadata.num_rows
+            except (FileNotFoundError, OSError, ValueError, pa.ArrowException):
+                return None
+            entries.append(FileEntry(path=path, bytes=len(content), sha256=sha256, rows=rows))
+            contents[stem] = content
+        total = sum(entry.rows or 0 for entry in entries)
+        complete = len(contents) == len(entries) and total == self.plan.shard_rows(number)
+        return (entries, contents) if complete else None
 
 
-def partition_rows(
-    rows: Rows, start: int, stop: int, *, split: str, path: str, rows_per_shard: int
-) -> list[Partition]:
-    """Return the partitions of rows start..stop; `path` is a format string for their numbers.
-
-    Raise SettingError if one would not fit into memory, or if they would be too many.
-    """
-    first = rows.readers[0]
-    name = first.storage.display(first.entry.path)
-    pixels = prod(rows.shape)
-    num_rows = stop - start
-    if num_rows > MAX_PARTITIONS * rows_per_shard:
-        raise SettingError(
-            f"{name} and the files after it have {num_rows:,} rows. With {rows_per_shard:,} rows "
-            f"per shard that makes more than {MAX_PARTITIONS:,} shards. If the number of rows is "
-            "right, give a larger rows-per-shard."
-        )
-    if min(rows_per_shard, num_rows) * pixels > MAX_PARTITION_PIXELS:
-        raise SettingError(
-            f"{name} has images of {' x '.join(map(str, rows.shape))}: a worker would hold "
-            f"{rows_per_shard:,} of them, a shard, in memory. Give a "
-            f"rows-per-shard of {max(1, MAX_PARTITION_PIXELS // pixels):,} or less."
-        )
-    partitions = []
-    for number, begin in enumerate(range(start, stop, rows_per_shard)):
-        size = min(rows_per_shard, stop - begin)
-        readers, offset = rows.slice(begin, begin + size)
-        partitions.append(Partition(path.format(number), split, readers, offset, size))
-    return partitions
+def parse_path(path: str) -> tuple[str, int, str] | None:
+    """Return the stem, the number and the digest in the path of a shard; None for other paths."""
+    match = _FILE_NAME.fullmatch(path)
+    return (match[1], int(match[2]), match[3]) if match else None
 
 
-def map_partitions(
-    partitions: Sequence[Partition], task: Any, **options: Any
-) -> Iterator[dict[str, Any]]:
-    """Run a task over all partitions; return what it returns for each partition, in order.
+def find_existing(storage: Storage, folder: str, stems: Sequence[str]) -> dict[int, list[str]]:
+    """Return the files that earlier attempts wrote under these stems, by number."""
+    existing = dict[int, list[str]]()
+    start = len(folder) + 1 if folder else 0
+    for path in storage.files(folder):
+        name = parse_path(path[start:])
+        if name and name[0] in stems:
+            existing.setdefault(name[1], []).append(path[start:])
+    return existing
 
-    `task` is a function or an actor class for `flat_map`: it gets an item with several partitions
-    (see `unpack`) and returns a dict per partition. `options` are those of `flat_map`.
+
+def map_shards(plan: Plan, task: Any, **options: Any) -> Iterator[dict[str, Any]]:
+    """Run a task over the numbers of all shards; return what it returns for each, in order.
+
+    `task` is a function or an actor class for `flat_map`: it gets an item with the `numbers` of
+    some shards and returns a dict per shard. `options` are those of `flat_map`.
     """
     num_tasks = TASKS_PER_CPU * resources.num_free_cpus()
-    size = min(MAX_PARTITIONS_PER_TASK, max(1, len(partitions) // num_tasks))
-    groups = [partitions[start : start + size] for start in range(0, len(partitions), size)]
-    items = [{"partitions": pickle.dumps(group)} for group in groups]
+    size = min(MAX_SHARDS_PER_TASK, max(1, plan.num_shards // num_tasks))
+    items = [
+        {"numbers": list(range(start, min(start + size, plan.num_shards)))}
+        for start in range(0, plan.num_shards, size)
+    ]
     if not items:
         return iter(())
     context = ray.data.DataContext.get_current()
@@ -228,32 +199,21 @@ def _iter_results(results: ray.data.Dataset) -> Iterator[dict[str, Any]]:
         raise failure
 
 
-def unpack(item: dict[str, Any]) -> list[Partition]:
-    """Return the partitions of a task's item."""
-    partitions: list[Partition] = pickle.loads(item["partitions"])
-    return partitions
-
-
 def write_shards(
-    partitions: Sequence[Partition], task: Any, title: str, **options: Any
-) -> tuple[FileEntry, ...]:
-    """Run a task that returns what `ShardWriter.write` does, over all partitions.
-
-    Return the entries of all files, in order of paths.
-    """
-    entries = list[FileEntry]()
+    plan: Plan, task: Any, title: str, **options: Any
+) -> Iterator[tuple[list[FileEntry], bool, bytes]]:
+    """Run a task that returns what `ShardWriter.write` does; yield it for each shard, in order."""
     num_kept = 0
     num_written = 0
-    with progress(title, total=sum(partition.num_rows for partition in partitions)) as show:
-        for result in map_partitions(partitions, task, **options):
+    with progress(title, total=plan.num_rows) as show:
+        for result in map_shards(plan, task, **options):
             num_kept += not result["encoded"]
-            new_entries = [FileEntry(**entry) for entry in result["entries"]]
-            entries += new_entries
-            num_written += sum(entry.rows or 0 for entry in new_entries)
+            entries = [FileEntry(**entry) for entry in result["entries"]]
+            num_written += sum(entry.rows or 0 for entry in entries)
             show(num_written, "rows")
+            yield entries, result["encoded"], result["result"]
     if num_kept:
-        say(f"{num_kept} of {len(partitions)} shards already exist")
-    return tuple(sorted(entries, key=lambda entry: entry.path))
+        say(f"{num_kept} of {plan.num_shards} shards already exist")
 
 
 def _rejects_parquet(rejects: Sequence[RejectedRow]) -> pa.Buffer:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 from pipeline.artifacts.commit import find, verify_file
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.storage import Storage, parallel_map, redact
-from pipeline.contract import ImageSpec
-from pipeline.data.readers.idx import IdxReader, open_idx
+from pipeline.contract import AS_IS, ImageSpec
+from pipeline.data.array_pairs import parse_name, places
+from pipeline.data.layout import data_files
+from pipeline.data.readers.arrays import open_array_file, open_arrays
+from pipeline.data.readers.csv import open_csv
 from pipeline.data.readers.image_folder import image_files, open_image_folder
-from pipeline.data.readers.parquet import ParquetReader, open_parquet
 from pipeline.data.readers.rows import Reader, Rows
+from pipeline.data.readers.table_columns import ImageColumn
+from pipeline.data.readers.table_streams import is_table
+from pipeline.data.readers.tables import TABLE_SUFFIXES, TableReader, open_table
+from pipeline.data.readers.tar import open_tar
 from pipeline.errors import DataError
 from pipeline.images.decode import is_png_or_jpeg
 
 WILDCARDS = "*?["
+
+FOLDER_SUFFIXES = (*TABLE_SUFFIXES, ".tar", ".csv", ".npy", ".npz")
+"""The files of a folder that are scored; if there are none, its image files are."""
 
 
 def open_input(root: Storage, names: Sequence[str], image: ImageSpec) -> Rows:
@@ -25,6 +35,8 @@ def open_input(root: Storage, names: Sequence[str], image: ImageSpec) -> Rows:
     Raise DataError, which names the input, if it is missing or does not hold images of this size.
     """
     readers = tuple(reader for name in names for reader in _open(root, name, image))
+    if not readers:
+        raise DataError(f"--input {redact(names[0])!r}: its files have no rows.")
     for reader in readers:
         if reader.shape != image.shape:
             size = " x ".join(map(str, reader.shape))
@@ -53,10 +65,13 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
         if _has_wildcard(path):
             files = [file for file in storage.files() if fnmatch(file, path)]
         elif storage.is_folder(path):
-            files = [file for file in storage.files(path) if file.endswith(".parquet")]
-            images = [] if files else image_files(storage, path)
+            paths = data_files(storage, path)
+            files = [file for file in paths if file.lower().endswith(FOLDER_SUFFIXES)]
+            images = [] if files else image_files(paths)
             if images:
-                yield from open_image_folder(storage, path, images)
+                yield from open_image_folder(
+                    storage, path, images, preparation=image.preparation, size=_size(image)
+                )
                 return
         else:
             files = [path]
@@ -100,7 +115,7 @@ def _find_dataset(root: Storage, name: str) -> DatasetManifest | None:
     return find(root, f"datasets/{components[0]}/{components[1]}", DatasetManifest)
 
 
-def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> ParquetReader:
+def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> TableReader:
     """Open a shard after checking its digest.
 
     Shape and classes come from the manifest; the footer is not read.
@@ -109,23 +124,54 @@ def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> Pa
     path = f"{folder}/{entry.path}"
     fingerprint = root.fingerprint(path)
     verify_file(root, folder, entry)
-    return ParquetReader(
-        root,
-        entry.model_copy(update={"path": path}),
-        dataset.image.shape,
-        fingerprint,
-        own_ids=True,
-        labelled=True,
-        class_names=dataset.image.class_names,
+    shape = dataset.image.shape
+    image = ImageColumn("image", shape, shape, None, (*shape, 1), AS_IS)
+    return TableReader(
+        root, entry.model_copy(update={"path": path}), image, fingerprint, own_ids=True
     )
 
 
 def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader]:
-    """Open a file with the reader for its format, detected by the first bytes; IDX if unknown."""
+    """Open a file with the reader for its format, by its first bytes or its suffix; IDX if unknown.
+
+    Return no readers if the file has no rows.
+    """
     with storage.open(path) as file:
         start = file.read(8)
-    if start.startswith(b"PAR1"):
-        return [open_parquet(storage, path, image.shape)]
+    options: dict[str, Any] = {"preparation": image.preparation, "size": _size(image)}
+    suffix = path.lower()
+    if is_table(start):
+        table = open_table(storage, path, expected=image.shape, **options)
+        return [table] if table else []
     if is_png_or_jpeg(start):
-        return open_image_folder(storage, path, [path])
-    return [IdxReader(open_idx(storage, path, rank=3))]
+        return open_image_folder(storage, path, [path], **options)
+    if suffix.endswith(".csv"):
+        return [open_csv(storage, path, expected=image.shape, **options)]
+    if suffix.endswith(".tar"):
+        return [open_tar(storage, path, **options)]
+    member = ""
+    if suffix.endswith(".npz"):
+        member = _only_member(storage, path)
+    images = open_array_file(storage, path, member)
+    return [open_arrays(images, None, expected=image.shape, **options)]
+
+
+def _only_member(storage: Storage, path: str) -> str:
+    """Return the array of a `.npz` that holds images. Raise DataError if not one does."""
+    members = [place.member for place in places(storage, [path])]
+    kinds = {place: parse_name(place) for place in places(storage, [path])}
+    images = [place.member for place, name in kinds.items() if name and name.kind == "images"]
+    others = [place.member for place, name in kinds.items() if name is None]
+    candidates = images or others
+    if len(candidates) != 1:
+        raise DataError(
+            f"{storage.display(path)} holds the arrays {', '.join(members)}. Give one with a "
+            "single "
+            "array of images."
+        )
+    return candidates[0]
+
+
+def _size(image: ImageSpec) -> tuple[int, int] | None:
+    """Return the size to which images are fitted; None if they must have it."""
+    return None if image.preparation.fit == "none" else image.shape

@@ -1,8 +1,8 @@
 """Shards of a dataset: Parquet files of ids, images and labels, to and from arrays.
 
-Columns: `id: int64` (position in the source), `image: fixed_size_binary(height * width)` (row-major
-uint8), `label: uint8`; compressed with zstd. Images are fixed-size binary because it decodes to one
-buffer, and list columns to one Python object per row.
+Columns: `id: int64` (position in the source, in any order), `image: fixed_size_binary(height *
+width)` (row-major uint8), `label: uint8`; compressed with zstd. Images are fixed-size binary
+because it decodes to one buffer, and list columns to one Python object per row.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def pixels(column: pa.ChunkedArray, image: ImageSpec) -> UInt8Array:
 
 
 def iter_shards(storage: Storage, dataset: DatasetManifest, split: str) -> Iterator[LabeledImages]:
-    """Yield the shards of a split in the order of ids, each verified against the manifest."""
+    """Yield the shards of a split in their order, each verified against the manifest."""
     if split not in dataset.rows:
         raise SettingError(f"Split {split!r} is not one of {', '.join(dataset.rows)}.")
     for entry in dataset.shards(split):
@@ -108,15 +108,19 @@ def read(storage: Storage, dataset: DatasetManifest, files: Sequence[FileEntry])
 
 
 def read_split(storage: Storage, dataset: DatasetManifest, split: str) -> LabeledImages:
-    """Return all rows of a split, in the order of ids."""
+    """Return all rows of a split, in the order of its shards."""
     return read(storage, dataset, dataset.shards(split))
 
 
 def _read_shard(storage: Storage, dataset: DatasetManifest, entry: FileEntry) -> LabeledImages:
-    content = read_file(storage, f"datasets/{dataset.ref}", entry)
+    return decode(read_file(storage, f"datasets/{dataset.ref}", entry), dataset.image)
+
+
+def decode(content: bytes, image: ImageSpec) -> LabeledImages:
+    """Return the rows of a shard."""
     # One thread: training reads shards ahead, and that must leave the other cores to its steps.
     file = pa.BufferReader(content)
-    table = pq.ParquetFile(file).read(use_threads=False).cast(schema(dataset.image))
+    table = pq.ParquetFile(file).read(use_threads=False).cast(schema(image))
     return LabeledImages(
-        table["id"].to_numpy(), pixels(table["image"], dataset.image), table["label"].to_numpy()
+        table["id"].to_numpy(), pixels(table["image"], image), table["label"].to_numpy()
     )

@@ -1,54 +1,57 @@
 """Sources: named data sets, and folders of IDX files, image files or Parquet.
 
-`open_source` downloads or opens the files of a source, and returns the rows of its splits. To add a
-layout of folders, choose its reader in `_open_folder`.
+`open_source` downloads or opens the files of a source, and returns the rows of its splits. Forms of
+files are added in `folders`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
 from pipeline.config import SAMPLE, Data
 from pipeline.console import warn
+from pipeline.contract import Preparation
 from pipeline.data.catalog import PROFILES, ROLES, Profile
+from pipeline.data.classes import assign_classes, check_number
 from pipeline.data.download import Unreachable, download
-from pipeline.data.readers import idx_format
-from pipeline.data.readers.idx import IdxFile, IdxReader, open_idx
-from pipeline.data.readers.image_folder import (
-    class_of,
-    digest_of,
-    image_files,
-    open_image_folder,
+from pipeline.data.folders import (
+    LIST_SUFFIXES,
+    Folder,
+    OpenedFolder,
+    open_folder,
+    read_split_list,
 )
-from pipeline.data.readers.parquet import open_parquet
-from pipeline.data.readers.rows import Reader, Rows, require_one_shape, source_changed_error
+from pipeline.data.layout import SPLITS, data_files
+from pipeline.data.readers import idx_format
+from pipeline.data.readers.rows import LabelledReader, Rows, require_one_shape
 from pipeline.errors import DataError, SettingError, SourceUnreachable
-
-SPLITS = {"train": "train", "val": "val|valid|validation", "test": "test"}
-"""The names of each split in paths, as a regular expression, in the order of ids."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of the splits (at least `train` and `test`), and the sha256 of each source file.
+    """The rows of the splits (at least `train`), and the sha256 of each source file or role.
 
-    `num_val` rows at the end of `train` become `val`. It and `class_names` are None if the source
-    does not define them.
+    `train_counts` are the rows of each class in `train`. `num_last_val` is given for a data set in
+    random order: that many rows at the end of `train` are `val`, and rows keep their order.
+    `split_column` names the column that assigns rows of `train` to splits.
     """
 
     name: str
     splits: Mapping[str, Rows]
     digests: Mapping[str, str]
-    class_names: tuple[str, ...] | None = None
-    num_val: int | None = None
+    class_names: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    preparation: Preparation
+    num_last_val: int | None = None
+    split_column: str | None = None
     caveat: str = ""
 
     @property
@@ -69,7 +72,7 @@ def open_source(data: Data) -> Source:
             "Give the folder of its files with --data.source."
         )
     if data.source is not None and not data.source.startswith(("http://", "https://")):
-        return _open_folder(data.source, data.name, profile)
+        return _open_files(data.source, data, profile)
     cache = Path(data.cache).expanduser()
     folder = cache / data.name
     if data.source:
@@ -88,7 +91,7 @@ def open_source(data: Data) -> Source:
         warn(f"no mirror of {data.name!r} answered ({error}).")
         return open_sample(cache)
     try:
-        return _open_folder(str(folder), data.name, profile)
+        return _open_files(str(folder), data, profile)
     except DataError:
         if data.source:
             # These files have no known checksums, so the cache may hold a bad download.
@@ -106,8 +109,9 @@ def open_sample(cache: Path) -> Source:
     folder = cache / SAMPLE
     if not all((folder / file).exists() for file in ROLES.values()):
         _unpack_sample(Storage(str(folder)))
-    source = _open_folder(str(folder), SAMPLE, None)
-    return replace(source, class_names=PROFILES["mnist"].class_names, num_val=500, caveat=caveat)
+    source = _open_files(str(folder), Data(name=SAMPLE), None)
+    preparation = PROFILES["mnist"].preparation
+    return replace(source, preparation=preparation, num_last_val=500, caveat=caveat)
 
 
 def _unpack_sample(folder: Storage) -> None:
@@ -166,131 +170,80 @@ def _unpack(profile: Profile, folder: Path) -> None:
         ) from None
 
 
-def _open_folder(folder: str, name: str, profile: Profile | None) -> Source:
-    """Open a folder of source files with the reader for its layout."""
-    storage = Storage(folder)
-    paths = storage.files()
-    try:
-        # The data sets of the catalog are IDX files, so only other folders are searched.
-        if not profile and any(path.endswith(".parquet") for path in paths):
-            return _open_parquet(storage, name, paths)
-        if not profile and image_files(storage, ""):
-            return _open_image_folders(storage, name, image_files(storage, ""))
-        return _open_idx(storage, name, profile)
-    except FileNotFoundError:
-        raise source_changed_error(storage.display()) from None
-
-
-def _open_idx(storage: Storage, name: str, profile: Profile | None) -> Source:
-    """Open the four IDX files of a data set."""
-    names = profile.files if profile else ROLES
-    opened = parallel_map(lambda role: _open_idx_file(storage, role, names), names)
-    files = dict(zip(names, opened, strict=True))
-    transposed = profile.transposed if profile else False
-    first_label = profile.first_label if profile else 0
-    readers = dict[str, list[IdxReader]]()
-    for split in ("train", "test"):
-        images, labels = files[f"{split}_images"], files[f"{split}_labels"]
-        if images.shape[0] != labels.shape[0]:
-            raise DataError(
-                f"The {split} files of {name!r} hold {images.shape[0]} images but "
-                f"{labels.shape[0]} labels. Give files that belong together."
-            )
-        readers[split] = [IdxReader(images, labels, transposed, first_label)]
-    for role, sha256 in (profile.sha256 if profile else {}).items():
-        entry = files[role].entry
-        if entry.sha256 != sha256:
-            raise DataError(
-                f"{entry.path} is not {name}'s: its content has sha256 {entry.sha256[:12]}, not "
-                f"{sha256[:12]}. Fetch it again, or give your own data set another name with "
-                "--data.name."
-            )
-    digests = {role: file.entry.sha256 for role, file in files.items()}
-    return _join_splits(name, readers, digests, profile.class_names if profile else None)
-
-
-def _open_idx_file(storage: Storage, role: str, names: Mapping[str, str]) -> IdxFile:
-    """Open the file of a role under any of the names that data sets use."""
-    file = names[role]
-    for name in (file, file.replace("-idx", ".idx")):
-        for path in (f"{name}.gz", name):
-            try:
-                return open_idx(storage, path, rank=3 if role.endswith("images") else 1)
-            except FileNotFoundError:
-                continue
-    raise DataError(
-        f"{storage.display()} holds no {file}[.gz]. Give a folder with the four files "
-        f"{', '.join(names.values())}, gzipped or not, or of Parquet, or of image files as "
-        "SPLIT/CLASS/*.png, with --data.source."
-    )
-
-
-def _open_image_folders(storage: Storage, name: str, paths: Sequence[str]) -> Source:
-    """Open SPLIT/CLASS/*.png; the classes are those of all splits, sorted by name."""
-    splits = _group_by_split(storage, paths)
-    classes = sorted({class_of(path) for files in splits.values() for path in files})
-    readers = {
-        split: open_image_folder(storage, files[0].split("/")[0], files, classes)
-        for split, files in splits.items()
-    }
-    digests = {
-        split: digest_of(reader.entry for reader in split_readers)
-        for split, split_readers in readers.items()
-    }
-    return _join_splits(name, readers, digests, tuple(classes))
-
-
-def _open_parquet(storage: Storage, name: str, paths: Sequence[str]) -> Source:
-    """Open the Parquet files of each split."""
-    splits = _group_by_split(storage, [path for path in paths if path.endswith(".parquet")])
-    # Ids must be unique in a dataset, and those of several files may repeat: use positions.
-    readers = {
-        split: parallel_map(
-            lambda path: replace(open_parquet(storage, path, None), own_ids=False), files
+def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
+    """Open a folder of source files, or a single file."""
+    storage = Storage(location)
+    if storage.is_folder(""):
+        paths = data_files(storage)
+    else:
+        folder, _, name = storage.root.rpartition("/")
+        storage = Storage(folder or "/")
+        paths = [name] if name and storage.exists(name) else []
+    if not paths:
+        raise DataError(
+            f"--data.source {storage.display()!r} holds no files. Give a folder or a file of "
+            "images."
         )
-        for split, files in splits.items()
-    }
-    digests = {}
-    for split_readers in readers.values():
-        for reader in split_readers:
-            path = reader.entry.path
-            if not reader.labelled:
-                raise DataError(f"{storage.display(path)} has no integer column `label`.")
-            digests[path] = reader.entry.sha256
-    return _join_splits(name, readers, digests, readers["train"][0].class_names)
-
-
-def _group_by_split(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Return the paths whose folder or file name begins with the name of each split.
-
-    Raise DataError if there are none of `train` or `test`.
-    """
-    splits = dict[str, list[str]]()
-    for split, names in SPLITS.items():
-        files = [path for path in paths if re.search(rf"(^|/)({names})[^a-z][^/]*", path)]
-        if files:
-            splits[split] = files
-    for split in ("train", "test"):
-        if split not in splits:
-            raise DataError(
-                f"{storage.display()} has no files of the split {split!r}. Name folders or files "
-                "after the splits: train, test, and val if there is one."
-            )
-    return splits
-
-
-def _join_splits(
-    name: str,
-    readers: Mapping[str, Sequence[Reader]],
-    digests: Mapping[str, str],
-    class_names: tuple[str, ...] | None,
-) -> Source:
-    """Return the source of these readers; ids continue from one split to the next."""
-    require_one_shape([reader for split in readers.values() for reader in split])
+    split_list = None
+    if data.split_by and data.split_by.lower().endswith(LIST_SUFFIXES):
+        split_list = read_split_list(storage, data.split_by)
+        paths = [path for path in paths if path != data.split_by]
+    preparation = _preparation(data, profile)
+    opened = open_folder(Folder(storage, paths, profile, preparation, data.size, split_list))
+    readers = opened.readers
+    class_names, train_counts = opened.class_names, opened.train_counts
+    if class_names is None:
+        class_names, readers, train_counts = assign_classes(
+            cast(Mapping[str, Sequence[LabelledReader]], opened.readers),
+            profile.class_names if profile else None,
+            profile.first_label if profile else 0,
+        )
+    check_number(len(class_names))
+    _verify(opened, data.name, profile)
+    require_one_shape([reader for own in readers.values() for reader in own])
     splits = dict[str, Rows]()
     first_id = 0
     for split in SPLITS:
         if split in readers:
             splits[split] = Rows(tuple(readers[split]), first_id)
             first_id += splits[split].num_rows
-    return Source(name, splits, digests, class_names)
+    return Source(
+        name=data.name,
+        splits=splits,
+        digests=opened.digests,
+        class_names=class_names,
+        train_counts=train_counts,
+        preparation=preparation,
+        num_last_val=profile.num_last_val if profile else None,
+        split_column=data.split_by if split_list is None else None,
+    )
+
+
+def _preparation(data: Data, profile: Profile | None) -> Preparation:
+    """Return what is done to images: as the profile says, or the settings."""
+    asked = data.size or data.fit or data.invert != "never" or data.grey
+    if profile and asked:
+        raise SettingError(
+            "--data.size, --data.fit, --data.invert and --data.grey do not apply to "
+            f"{data.name!r}, "
+            "whose images are known. Give your own files another name with --data.name."
+        )
+    if profile:
+        return profile.preparation
+    if data.fit and not data.size:
+        raise SettingError(
+            "--data.fit needs the size of the images: give --data.size HEIGHT WIDTH."
+        )
+    fit = (data.fit or "stretch") if data.size else "none"
+    return Preparation(fit=fit, invert=data.invert, grey=data.grey)
+
+
+def _verify(opened: OpenedFolder, name: str, profile: Profile | None) -> None:
+    """Raise DataError if the files of a known data set have another content."""
+    for role, sha256 in (profile.sha256 if profile else {}).items():
+        if opened.digests.get(role) != sha256:
+            raise DataError(
+                f"The {role.replace('_', ' ')} are not {name}'s: their content has sha256 "
+                f"{opened.digests.get(role, 'none')[:12]}, not {sha256[:12]}. Fetch them again, or "
+                "give your own data set another name with --data.name."
+            )

@@ -1,7 +1,7 @@
 """Validation of rows, and the statistics of splits.
 
-Each partition is validated in the task that reads it. Only its statistics and hashes, which are
-small, come back to the driver, which adds them up per split.
+The rows of a shard are validated in the task that reads them. Only their statistics and hashes,
+which are small, come back to the driver, which adds them up per split.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.arrays import Int64Array, UInt8Array, UInt64Array
-from pipeline.data.readers.rows import RowBatch
+from pipeline.data.classes import MAX_CLASSES
+from pipeline.data.readers.rows import RejectedRow, RowBatch
 from pipeline.errors import DataError
-
-MAX_CLASSES = 256
-"""Labels are uint8."""
 
 PIXELS_PER_SUM = 1 << 16
 """The squares of so many pixels add up to less than 2^32 (uint32), and stay in the cache."""
@@ -42,13 +40,6 @@ class SplitStats:
     """The number of rejected rows by reason."""
     examples: dict[str, list[int]] = field(default_factory=dict)
     """The lowest ids of rejected rows by reason, `MAX_EXAMPLES` at most."""
-    first_ids: dict[int, int] = field(default_factory=dict)
-    """The lowest id of each label."""
-
-    @property
-    def highest_label(self) -> int:
-        """The highest label; -1 without rows."""
-        return max(self.first_ids, default=-1)
 
     def add(self, other: SplitStats) -> None:
         """Add the statistics of other rows of the split."""
@@ -56,8 +47,6 @@ class SplitStats:
         self.labels += other.labels
         self.pixel_sum += other.pixel_sum
         self.pixel_square_sum += other.pixel_square_sum
-        for label, row in other.first_ids.items():
-            self.first_ids[label] = min(row, self.first_ids.get(label, row))
         for reason, count in other.rejects.items():
             self.add_rejects(reason, other.examples[reason], count)
 
@@ -66,13 +55,6 @@ class SplitStats:
         self.rejects[reason] += count
         examples = self.examples.get(reason, [])
         self.examples[reason] = sorted([*examples, *ids])[:MAX_EXAMPLES]
-
-    def reject_labels_from(self, num_classes: int) -> None:
-        """Count rows of label `num_classes` or more as rejected; their pixels stay in the mean."""
-        for label in [label for label in self.first_ids if label >= num_classes]:
-            reason = f"the label {label} is not one of 0 to {num_classes - 1}"
-            self.add_rejects(reason, [self.first_ids.pop(label)], int(self.labels[label]))
-            self.rows -= int(self.labels[label])
 
     def summary(self, class_names: tuple[str, ...], pixels: int) -> dict[str, Any]:
         """Return rows, rows by class, and mean and standard deviation of all pixels (0 to 255).
@@ -92,38 +74,9 @@ class SplitStats:
         }
 
 
-def validate(
-    batch: RowBatch, class_names: tuple[str, ...] | None, later_hashes: UInt64Array
-) -> tuple[RowBatch, SplitStats, UInt64Array]:
-    """Validate a batch. Return its valid rows, statistics, and a hash per valid row.
-
-    A row is rejected if its label is not a class, if all its pixels are equal, or if the hash of
-    its image is in `later_hashes` (sorted): the image also occurs in a later split (test leakage).
-    """
-    hashes = _hash_images(batch.images)
-    # A row keeps one reason: the rightmost of these wins.
-    reasons = (
-        _repeated_images(hashes, later_hashes)
-        | _single_colors(batch, hashes)
-        | _invalid_labels(batch, class_names)
-    )
-    valid = batch.drop(reasons)
-    return valid, _measure(valid), np.delete(hashes, list(reasons))
-
-
-def _invalid_labels(batch: RowBatch, class_names: tuple[str, ...] | None) -> dict[int, str]:
-    """Return the reason for each row whose label is not a class, by position."""
-    labels = batch.labels
-    assert labels is not None
-    num_classes = len(class_names) if class_names else MAX_CLASSES
-    return {
-        int(row): f"the label {labels[row]} is not one of 0 to {num_classes - 1}"
-        for row in np.flatnonzero((labels < 0) | (labels >= num_classes))
-    }
-
-
-def _single_colors(batch: RowBatch, hashes: UInt64Array) -> dict[int, str]:
-    """Return the reason for each row whose pixels are all equal, by position."""
+def reject_single_colors(batch: RowBatch) -> tuple[RowBatch, UInt64Array]:
+    """Return the rows whose pixels are not all equal, and a hash of each image."""
+    hashes = hash_images(batch.images)
     num_pixels = prod(batch.images.shape[1:])
     # Comparing hashes is faster than comparing pixels. Only images with the hash of a single-colour
     # image, which are few, are compared by their pixels.
@@ -133,33 +86,42 @@ def _single_colors(batch: RowBatch, hashes: UInt64Array) -> dict[int, str]:
         color = batch.images[row, 0, 0]
         if (batch.images[row] == color).all():
             reasons[int(row)] = f"all pixels are {color}"
-    return reasons
+    return batch.drop(reasons), np.delete(hashes, list(reasons))
 
 
-def _repeated_images(hashes: UInt64Array, later_hashes: UInt64Array) -> dict[int, str]:
-    """Return the reason for each row whose image also occurs in a later split, by position."""
-    repeated = np.isin(hashes, common(hashes, later_hashes))
-    return {int(row): "the image stands in a later split" for row in np.flatnonzero(repeated)}
+def reject_repeated(
+    batch: RowBatch, hashes: UInt64Array, later_hashes: UInt64Array
+) -> tuple[RowBatch, UInt64Array]:
+    """Return the rows whose images do not occur in a later split (test leakage), and their hashes.
+
+    `later_hashes` are sorted.
+    """
+    repeated = np.flatnonzero(np.isin(hashes, common(hashes, later_hashes)))
+    reasons = {int(row): "the image stands in a later split" for row in repeated}
+    return batch.drop(reasons), np.delete(hashes, list(reasons))
 
 
-def _measure(valid: RowBatch) -> SplitStats:
-    """Return the statistics of a validated batch: of its rows, and of its rejects."""
-    assert valid.labels is not None
-    counts = np.bincount(valid.labels, minlength=MAX_CLASSES)
-    stats = SplitStats(rows=len(valid.ids), labels=counts)
-    for label in np.flatnonzero(counts):
-        stats.first_ids[int(label)] = int(valid.ids[valid.labels == label][0])
-    flat = valid.images.reshape(-1)
+def measure(images: UInt8Array, labels: Int64Array) -> SplitStats:
+    """Return the statistics of valid rows."""
+    counts = np.bincount(labels, minlength=MAX_CLASSES)
+    stats = SplitStats(rows=len(labels), labels=counts)
+    flat = images.reshape(-1)
     for start in range(0, len(flat), PIXELS_PER_SUM):
         pixels = flat[start : start + PIXELS_PER_SUM].astype(np.uint32)
         stats.pixel_sum += int(np.einsum("i->", pixels))
         stats.pixel_square_sum += int(np.einsum("i,i->", pixels, pixels))
-    for row in valid.rejects:
+    return stats
+
+
+def measure_rejects(rejects: Iterable[RejectedRow]) -> SplitStats:
+    """Return the statistics of rejected rows."""
+    stats = SplitStats()
+    for row in rejects:
         stats.add_rejects(row.reason, [row.id], 1)
     return stats
 
 
-def _hash_images(images: UInt8Array) -> UInt64Array:
+def hash_images(images: UInt8Array) -> UInt64Array:
     """Hash each image to 64 bits.
 
     An image is a vector of 32-bit words, and its hash the dot product with a fixed random vector,
@@ -188,7 +150,7 @@ def _single_color_hashes(pixels: int) -> UInt64Array:
 
     The hash is linear, so they are multiples of the hash of the image of ones.
     """
-    ones = _hash_images(np.ones((1, pixels), np.uint8))
+    ones = hash_images(np.ones((1, pixels), np.uint8))
     return np.sort(np.multiply(ones, np.arange(256, dtype="u8")))
 
 
@@ -221,10 +183,9 @@ def raise_if_invalid(
         names = ", ".join(empty[:MAX_EXAMPLES])
         problems.append(f"{len(empty)} classes have no image in train ({names})")
     if problems:
-        raise DataError(
-            f"The source is not valid: {'; '.join(problems)}. Fix it, or skip invalid rows with "
-            "--data.on-bad-row quarantine."
-        )
+        rejected = not quarantine and any(stats.rejects for stats in splits.values())
+        advice = ", or skip invalid rows with --data.on-bad-row quarantine" if rejected else ""
+        raise DataError(f"The source is not valid: {'; '.join(problems)}. Fix it{advice}.")
 
 
 def _describe_rejects(split: str, stats: SplitStats) -> list[str]:

@@ -23,6 +23,9 @@ JPEG = b"\xff\xd8\xff"
 PNG_HEADER = struct.Struct(">8x4x4sII")
 """Signature; length, then type of the first chunk, which is IHDR; width and height."""
 
+MAX_TINT = 16
+"""Largest difference of red, green and blue that counts as grey: scans are tinted a little."""
+
 MAX_PIXELS = 1 << 24
 """Bounds the memory that one image file can take."""
 
@@ -58,10 +61,11 @@ def is_png_or_jpeg(data: bytes) -> bool:
     return data.startswith((PNG, JPEG))
 
 
-def decode_grayscale(data: bytes) -> UInt8Array:
+def decode_grayscale(data: bytes, *, colour: bool = True) -> UInt8Array:
     """Return the pixels of a PNG or JPEG, uint8 (height, width).
 
-    Raise DataError if the file is damaged, or has more than MAX_PIXELS pixels.
+    Raise DataError if the file is damaged, has more than MAX_PIXELS pixels, or is in colour and
+    `colour` does not allow it.
     """
     kind = "PNG" if data.startswith(PNG) else "JPEG"
     if kind == "PNG":
@@ -73,7 +77,7 @@ def decode_grayscale(data: bytes) -> UInt8Array:
             # Checksums: otherwise a truncated or altered file may still decode.
             image.verify()
         with _open(data, kind) as image:
-            return _to_grayscale(image)
+            return _to_grayscale(image, colour=colour)
     except DECODE_ERRORS:
         raise DataError(f"The {kind} is damaged and cannot be read. Save it again.") from None
 
@@ -101,7 +105,7 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _to_grayscale(image: Image.Image) -> UInt8Array:
+def _to_grayscale(image: Image.Image, *, colour: bool) -> UInt8Array:
     image.load()
     if image.mode.startswith("I"):
         return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
@@ -111,7 +115,17 @@ def _to_grayscale(image: Image.Image) -> UInt8Array:
         image = image.transpose(turn)
     if image.has_transparency_data:
         image = _fill_background(image.convert("RGBA"))
+    if not colour:
+        require_grey(np.asarray(image.convert("RGB")))
     return np.array(image.convert("L"))
+
+
+def require_grey(channels: UInt8Array) -> None:
+    """Raise DataError if red, green and blue, the last axis, differ by more than MAX_TINT."""
+    if int(np.ptp(channels, axis=-1).max(initial=0)) > MAX_TINT:
+        raise DataError(
+            "The image is in colour. Build the dataset with --data.grey to convert images to grey."
+        )
 
 
 def _fill_background(image: Image.Image) -> Image.Image:

@@ -2,16 +2,22 @@
 
     python -m pipeline preprocess --data.source FOLDER
 
-All rows are validated before any shard is written.
+Rows are validated as they are written, later splits first, because an image of a later split must
+not occur in an earlier one. Nothing is committed unless all rows are valid, or are to be
+quarantined.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.arrays import UInt64Array
 from pipeline.artifacts.commit import commit, digest, find, write_file
@@ -21,12 +27,22 @@ from pipeline.cluster import connection, resources
 from pipeline.config import Data, Preprocess
 from pipeline.console import say, warn
 from pipeline.contract import ImageSpec
-from pipeline.data import contact_sheet, partitions, shards, validation
-from pipeline.data.inspection import RowRange, inspect_splits, partition_splits
-from pipeline.data.partitions import REJECTED, EncodedShard, Partition, ShardWriter
+from pipeline.data import contact_sheet, shards, splits, validation
+from pipeline.data.layout import SPLITS
+from pipeline.data.partitions import (
+    REJECTED,
+    EncodedShards,
+    ShardWriter,
+    find_existing,
+    write_shards,
+)
+from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.sources import Source, open_source
+from pipeline.data.splits import NO_HASHES, Pool
 from pipeline.data.validation import SplitStats
-from pipeline.errors import DataError, SettingError
+
+LAYOUT = 2
+"""Version of how rows are divided among splits and shards; part of every dataset's version."""
 
 
 def preprocess(settings: Preprocess) -> DatasetManifest:
@@ -37,57 +53,45 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
     storage = Storage(settings.root)
     data = settings.data
     source = open_source(data)
-    num_classes = len(source.class_names or ())
-    if num_classes > validation.MAX_CLASSES:
-        raise DataError(
-            f"{source.name!r} has {num_classes} classes, but labels are uint8: "
-            f"{validation.MAX_CLASSES} at most. Merge some of them."
-        )
-    splits = _splits(source, data.num_val)
-    version = _version(source, splits, data)
+    version = _version(source, data)
     folder = f"datasets/{source.name}/{version}"
     existing = None if settings.force else find(storage, folder, DatasetManifest)
     if existing:
         say(f"dataset {existing.ref} already exists")
         return existing
+    counts = splits.draw_counts(source, data)
+    pools = splits.make_pools(source, data)
     with connection.connected():
         for rows in source.splits.values():
             resources.require_visible(rows.local_paths)
         resources.require(cpus=1)
-        stats, later_hashes = inspect_splits(source, splits, data.rows_per_shard)
-        image = ImageSpec(*source.shape, _class_names(source, stats["train"]))
-        # If the source does not name its classes, they are known only now.
-        for split_stats in stats.values():
-            split_stats.reject_labels_from(image.num_classes)
-        quarantine = data.on_bad_row == "quarantine"
-        validation.raise_if_invalid(stats, image.class_names, quarantine=quarantine)
-        has_rejects = any(split_stats.rejects for split_stats in stats.values())
         with storage.locked(f"{folder}/.lock"):
             resources.require_shared(storage, folder)
-            files = partitions.write_shards(
-                partition_splits(splits, data.rows_per_shard),
-                _write_shards,
-                "preprocess",
-                fn_kwargs={
-                    "writer": ShardWriter(storage, folder, settings.force),
-                    "image": image,
-                    "later_hashes": later_hashes if has_rejects else None,
-                },
-            )
+            image = ImageSpec(*source.shape, source.class_names, source.preparation)
+            writing = _Writing(storage, folder, image, force=settings.force)
+            for pool in pools:
+                writing.write(_complete(pool, counts, data, writing.hashes))
+            stats = {split: writing.stats[split] for split in SPLITS}
+            quarantine = data.on_bad_row == "quarantine"
+            try:
+                validation.raise_if_invalid(stats, image.class_names, quarantine=quarantine)
+            except BaseException:
+                writing.delete_new()
+                raise
             manifest = DatasetManifest(
                 name=source.name,
                 version=version,
                 caveat=source.caveat,
                 image=image,
-                rows={split: _num_rows(files, split) for split in splits},
+                rows={split: stats[split].rows for split in SPLITS},
                 source=dict(source.digests),
-                files=files,
+                files=tuple(sorted(writing.entries, key=lambda entry: entry.path)),
             )
             manifest = _add_summary(storage, folder, manifest, stats)
             commit(storage, folder, manifest)
-    counts = ", ".join(f"{num_rows:,} {split}" for split, num_rows in manifest.rows.items())
-    say(f"dataset {manifest.ref}: {counts}")
-    num_rejected = _num_rows(manifest.files, REJECTED.rstrip("/"))
+    described = ", ".join(f"{num_rows:,} {split}" for split, num_rows in manifest.rows.items())
+    say(f"dataset {manifest.ref}: {described}")
+    num_rejected = sum(e.rows or 0 for e in manifest.files if e.path.startswith(REJECTED))
     if num_rejected:
         warn(
             f"{num_rejected:,} rows were rejected. The files in {REJECTED} next to the shards list "
@@ -96,75 +100,126 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
     return manifest
 
 
-def _num_rows(files: Sequence[FileEntry], folder: str) -> int:
-    """Return the number of rows of the files in this folder."""
-    return sum(entry.rows or 0 for entry in files if entry.path.startswith(f"{folder}/"))
-
-
-def _splits(source: Source, num_val: int | None) -> dict[str, RowRange]:
-    """Return the rows of each split. If `val` has no files, it is the end of `train`."""
-    whole = {name: RowRange(rows, 0, rows.num_rows) for name, rows in source.splits.items()}
-    if "val" in whole:
-        return {name: whole[name] for name in ("train", "val", "test")}
-    rows = source.splits["train"]
-    num_val = num_val or source.num_val or max(1, rows.num_rows // 6)
-    if num_val >= rows.num_rows:
-        raise SettingError(
-            f"--data.num-val is {num_val}, but there are only {rows.num_rows} training images. "
-            "Leave some to train on."
-        )
-    num_train = rows.num_rows - num_val
-    return {
-        "train": RowRange(rows, 0, num_train),
-        "val": RowRange(rows, num_train, rows.num_rows),
-        "test": whole["test"],
-    }
-
-
-def _version(source: Source, splits: dict[str, RowRange], data: Data) -> str:
-    num_val = splits["val"].stop - splits["val"].start
-    version_inputs = [
+def _version(source: Source, data: Data) -> str:
+    return digest(
+        LAYOUT,
         source.name,
         dict(source.digests),
         source.class_names,
-        num_val,
+        source.shape,
+        vars(source.preparation),
+        [data.num_val, source.num_last_val, data.split_by, data.seed],
         data.rows_per_shard,
-    ]
-    # The default is left out: versions are the same as before this setting was added.
-    policy = [] if data.on_bad_row == "fail" else [data.on_bad_row]
-    return digest(*version_inputs, source.caveat, *policy)
+        data.on_bad_row,
+        source.caveat,
+    )
 
 
-def _class_names(source: Source, train: SplitStats) -> tuple[str, ...]:
-    """Return the classes of the source; if it has none, one per label of `train`, at least two."""
-    num_labels = max(train.highest_label + 1, 2)
-    return source.class_names or tuple(str(label) for label in range(num_labels))
+def _complete(
+    pool: Pool, counts: Mapping[str, Any], data: Data, hashes: Mapping[str, UInt64Array]
+) -> Pool:
+    """Return a pool that knows its later splits; `hashes` are those of the pools written before."""
+    later = np.sort(np.concatenate([NO_HASHES, *hashes.values()]))
+    pool = replace(pool, later_hashes=dict.fromkeys(SPLITS, later))
+    if pool.column:
+        return splits.hash_splits(pool)
+    if pool.split == "train" and counts:
+        return splits.draw_splits(pool, counts, data.seed)
+    return pool
 
 
-def _write_shards(
-    item: dict[str, Any],
-    *,
-    writer: ShardWriter,
-    image: ImageSpec,
-    later_hashes: dict[str, UInt64Array] | None,
+class _Writing:
+    """The files of a dataset as they are written, and the statistics of its splits."""
+
+    def __init__(self, storage: Storage, folder: str, image: ImageSpec, *, force: bool) -> None:
+        self.storage, self.folder, self.image, self.force = storage, folder, image, force
+        self.entries = list[FileEntry]()
+        self.stats = {split: SplitStats() for split in SPLITS}
+        self.hashes = dict[str, UInt64Array]()
+        self._new = list[str]()
+
+    def write(self, pool: Pool) -> None:
+        """Write the shards of a pool."""
+        stems = [*(f"{split}/part" for split in pool.splits), f"{REJECTED}{pool.split}-part"]
+        existing = {} if self.force else find_existing(self.storage, self.folder, stems)
+        writer = ShardWriter(self.storage, self.folder, pool.plan, stems, existing)
+        hashes = [NO_HASHES]
+        for entries, encoded, result in write_shards(
+            pool.plan,
+            _write_task,
+            f"write {pool.split}",
+            fn_kwargs={"writer": writer, "pool": pool, "image": self.image},
+        ):
+            self.entries += entries
+            if encoded:
+                self._new += [entry.path for entry in entries]
+            stats, own_hashes = pickle.loads(result)
+            for split, own in stats.items():
+                self.stats[split].add(own)
+            hashes.append(own_hashes)
+        # No split comes before `train`, so nothing is compared with its hashes.
+        if pool.split != "train":
+            self.hashes[pool.split] = np.concatenate(hashes)
+
+    def delete_new(self) -> None:
+        """Delete the files that were written now."""
+        for path in self._new:
+            self.storage.delete(f"{self.folder}/{path}")
+
+
+def _write_task(
+    item: dict[str, Any], *, writer: ShardWriter, pool: Pool, image: ImageSpec
 ) -> list[dict[str, Any]]:
-    """Write the shards of a task's partitions.
+    """Write the shards of a task."""
 
-    `later_hashes` are those of `inspect_splits`, or None if all rows are valid: validation is then
-    not repeated.
-    """
+    def encode(number: int) -> EncodedShards:
+        by_split, rejects = pool.read(number)
+        labeled = dict[str, shards.LabeledImages]()
+        for split, (batch, _) in by_split.items():
+            assert batch.labels is not None
+            labels = batch.labels.astype(np.uint8)
+            if len(labels):
+                labeled[f"{split}/part"] = shards.LabeledImages(batch.ids, batch.images, labels)
+        files = {
+            stem: (shards.encode(rows, image), len(rows.ids)) for stem, rows in labeled.items()
+        }
+        return EncodedShards(files, rejects, _describe(pool, labeled, rejects))
 
-    def encode(partition: Partition) -> EncodedShard:
-        batch = partition.read()
-        if later_hashes is not None:
-            batch, _, _ = validation.validate(
-                batch, image.class_names, later_hashes[partition.split]
-            )
-        assert batch.labels is not None
-        rows = shards.LabeledImages(batch.ids, batch.images, batch.labels.astype(np.uint8))
-        return EncodedShard(shards.encode(rows, image), len(batch.ids), batch.rejects)
+    def restore(contents: Mapping[str, bytes]) -> bytes:
+        labeled = {
+            stem: shards.decode(content, image)
+            for stem, content in contents.items()
+            if not stem.startswith(REJECTED)
+        }
+        rejects = [
+            row
+            for stem, content in contents.items()
+            if stem.startswith(REJECTED)
+            for row in _read_rejects(content)
+        ]
+        return _describe(pool, labeled, rejects)
 
-    return writer.write(partitions.unpack(item), encode)
+    return writer.write([int(number) for number in item["numbers"]], encode, restore)
+
+
+def _describe(
+    pool: Pool, labeled: Mapping[str, shards.LabeledImages], rejects: Sequence[RejectedRow]
+) -> bytes:
+    """Return the statistics of each split, and the hashes of all images unless it is `train`."""
+    stats = {
+        stem.partition("/")[0]: validation.measure(rows.images, rows.labels.astype(np.int64))
+        for stem, rows in labeled.items()
+    }
+    stats.setdefault(pool.split, SplitStats()).add(validation.measure_rejects(rejects))
+    hashes = [NO_HASHES]
+    if pool.split != "train":
+        hashes += [validation.hash_images(rows.images) for rows in labeled.values()]
+    return pickle.dumps((stats, np.concatenate(hashes)))
+
+
+def _read_rejects(content: bytes) -> list[RejectedRow]:
+    table = pq.read_table(pa.BufferReader(content), use_threads=False)
+    return [RejectedRow(**row) for row in table.to_pylist()]
 
 
 def _add_summary(

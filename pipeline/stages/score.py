@@ -2,7 +2,7 @@
 
     python -m pipeline score --input digits.parquet --output scores/
 
-Each actor of a pool holds a predictor. It reads a partition of the input, and writes its shard.
+Each actor of a pool holds a predictor. It reads a range of rows of the input, and writes its shard.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from pipeline.cluster import connection, resources
 from pipeline.config import Score
 from pipeline.console import say, warn
 from pipeline.contract import Predictions, concat_predictions
-from pipeline.data import partitions
-from pipeline.data.partitions import REJECTED, EncodedShard, Partition, ShardWriter
+from pipeline.data.partitions import (
+    REJECTED,
+    EncodedShards,
+    ShardWriter,
+    find_existing,
+    write_shards,
+)
+from pipeline.data.plan import Plan
 from pipeline.data.readers.rows import RowBatch, Rows
 from pipeline.data.scoring_inputs import open_input
 from pipeline.data.shards import encode_parquet
@@ -126,26 +132,22 @@ def _write_scores(
     """Write the shards; return their entries and those of the rejects."""
     # The digest is in the names, so shards of other input, model or settings are never reused.
     name = digest(expected.model_dump(mode="json"), settings.on_bad_row)
-    input_partitions = partitions.partition_rows(
-        rows,
-        0,
-        rows.num_rows,
-        split="input",
-        path=f"part-{name}-{{:05}}.parquet",
-        rows_per_shard=settings.rows_per_shard,
-    )
+    plan = Plan(rows, 0, rows.num_rows, settings.rows_per_shard)
+    plan.require_bounded()
+    stems = (f"part-{name}", f"{REJECTED}part-{name}")
+    existing = {} if settings.force else find_existing(output, "", stems)
     with connection.connected():
         resources.require_shared(output)
         resources.require_visible(rows.local_paths)
-        workers = min(settings.num_workers or resources.num_free_cpus(), len(input_partitions))
+        workers = min(settings.num_workers or resources.num_free_cpus(), plan.num_shards)
         gpus = 1 if settings.device == "cuda" else 0
         resources.require(cpus=workers, gpus=gpus * workers)
-        return partitions.write_shards(
-            input_partitions,
+        results = write_shards(
+            plan,
             Scorer,
             "score",
             fn_constructor_kwargs={
-                "writer": ShardWriter(output, "", settings.force),
+                "writer": ShardWriter(output, "", plan, stems, existing),
                 "predictor": (storage, expected.model, settings.device),
                 "settings": settings,
             },
@@ -153,10 +155,12 @@ def _write_scores(
             num_cpus=1,
             num_gpus=gpus or None,
         )
+        entries = [entry for own, _, _ in results for entry in own]
+        return tuple(sorted(entries, key=lambda entry: entry.path))
 
 
 class Scorer:
-    """An actor of the pool: it scores the partitions of its tasks with one predictor."""
+    """An actor of the pool: it scores the shards of its tasks with one predictor."""
 
     def __init__(
         self,
@@ -170,14 +174,15 @@ class Scorer:
         self.predictor = Predictor(storage, find_model(storage, model), device=device)
 
     def __call__(self, item: dict[str, Any]) -> list[dict[str, Any]]:
-        return self.writer.write(partitions.unpack(item), self._score)
+        return self.writer.write([int(number) for number in item["numbers"]], self._score)
 
-    def _score(self, partition: Partition) -> EncodedShard:
-        rows = partition.read(self.settings.columns)
+    def _score(self, number: int) -> EncodedShards:
+        plan = self.writer.plan
+        rows = plan.read(number, self.settings.columns)
         if rows.rejects and self.settings.on_bad_row == "fail":
             examples = "; ".join(f"row {row.id}: {row.reason}" for row in rows.rejects[:5])
             raise DataError(
-                f"{len(rows.rejects):,} of {partition.num_rows:,} rows cannot be scored: "
+                f"{len(rows.rejects):,} of {plan.shard_rows(number):,} rows cannot be scored: "
                 f"{examples}. Fix them, or set them aside with --on-bad-row quarantine."
             )
         # If all rows were rejected, one empty batch gives the columns their types.
@@ -186,7 +191,9 @@ class Scorer:
             [self.predictor.predict(rows.images[start : start + BATCH_ROWS]) for start in starts]
         )
         table = _scores_table(rows, predictions, probabilities=self.settings.probabilities)
-        return EncodedShard(encode_parquet(table), len(rows.ids), rows.rejects)
+        return EncodedShards(
+            {self.writer.stems[0]: (encode_parquet(table), len(table))}, rows.rejects
+        )
 
 
 def _scores_table(rows: RowBatch, predictions: Predictions, *, probabilities: bool) -> pa.Table:

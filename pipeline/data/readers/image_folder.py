@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,14 @@ from pipeline.arrays import UInt8Array
 from pipeline.artifacts.commit import file_entry
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage, parallel_map
+from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers.rows import RowBatch
 from pipeline.errors import DataError
-from pipeline.images.decode import decode_grayscale, is_png_or_jpeg
+from pipeline.images.decode import is_png_or_jpeg
+from pipeline.images.prepare import prepare_file
 
-IMAGES_PER_READER = 1000
-"""A reader holds the paths of its files and is sent to each task that needs one of them. A task
-that needs few rows should not be sent the paths of a whole source."""
+IMAGES_PER_READER = 100
+"""Files of one reader: its entry holds the digest of all of them."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -29,14 +30,17 @@ PATH_COLUMN = "path"
 
 @dataclass(frozen=True)
 class ImageFolderReader:
-    """Some image files of a folder, and their labels if the folders are classes."""
+    """Some image files of a folder, and the labels of their classes if there are any."""
 
     storage: Storage
     entry: FileEntry
     shape: tuple[int, int]
     fingerprint: Fingerprint
     paths: tuple[str, ...]
+    preparation: Preparation = AS_IS
     labels: tuple[int, ...] | None = None
+
+    max_runs = 64
 
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(*self.paths)
@@ -52,7 +56,7 @@ class ImageFolderReader:
         contents = parallel_map(self.storage.read, paths)
         for row, (path, content) in enumerate(zip(paths, contents, strict=True)):
             try:
-                images[row] = self._decode(content)
+                images[row] = decode_file(content, self.preparation, self.shape)
             except DataError as error:
                 reasons[row] = f"{path}: {error}"
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
@@ -60,36 +64,37 @@ class ImageFolderReader:
         extra = pa.table({PATH_COLUMN: pa.array(paths, pa.string())} if columns else {})
         return RowBatch(ids, images, labels, extra).drop(reasons)
 
-    def _decode(self, content: bytes) -> UInt8Array:
-        if not is_png_or_jpeg(content):
-            raise DataError("It is neither a PNG nor a JPEG.")
-        pixels = decode_grayscale(content)
-        if pixels.shape != self.shape:
-            raise DataError(
-                f"It is {pixels.shape[0]} x {pixels.shape[1]}, but the first image is "
-                f"{self.shape[0]} x {self.shape[1]}."
-            )
-        return pixels
+
+def decode_file(
+    content: bytes, preparation: Preparation, shape: tuple[int, int] | None
+) -> UInt8Array:
+    """Return the pixels of an image file. Raise DataError if it is neither a PNG nor a JPEG."""
+    if not is_png_or_jpeg(content):
+        raise DataError("It is neither a PNG nor a JPEG.")
+    return prepare_file(content, preparation, shape).pixels
 
 
-def image_files(storage: Storage, folder: str) -> list[str]:
-    """Return the paths of the image files in a folder and its subfolders, by their suffixes."""
-    return [path for path in storage.files(folder) if path.lower().endswith(SUFFIXES)]
+def image_files(paths: Sequence[str]) -> list[str]:
+    """Return those paths that are image files, by their suffixes."""
+    return [path for path in paths if path.lower().endswith(SUFFIXES)]
 
 
 def open_image_folder(
-    storage: Storage, folder: str, paths: Sequence[str], classes: Sequence[str] | None = None
+    storage: Storage,
+    folder: str,
+    paths: Sequence[str],
+    *,
+    preparation: Preparation = AS_IS,
+    size: tuple[int, int] | None = None,
+    labels: Mapping[str, int] | None = None,
 ) -> list[ImageFolderReader]:
     """Return the readers of these image files of a folder, `IMAGES_PER_READER` files each.
 
-    If there are `classes`, each file lies in a folder with the name of its class. Raise DataError
-    if the first file, which decides the size of all, cannot be decoded.
+    `size` is that of the dataset or model; if there is none, the first file that can be decoded
+    decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.
     """
-    try:
-        height, width = decode_grayscale(storage.read(paths[0])).shape
-    except DataError as error:
-        raise DataError(f"{storage.display(paths[0])}: {error}") from None
-    labels = {name: label for label, name in enumerate(classes or ())}
+    contents = ((storage.display(path), storage.read(path)) for path in paths)
+    shape = size or first_shape(contents, preparation)
     readers = []
     for start in range(0, len(paths), IMAGES_PER_READER):
         own_paths = tuple(paths[start : start + IMAGES_PER_READER])
@@ -101,18 +106,30 @@ def open_image_folder(
             sha256=digest_of(files),
             rows=len(files),
         )
-        own_labels = tuple(labels[class_of(path)] for path in own_paths) if classes else None
+        own_labels = tuple(labels[path] for path in own_paths) if labels else None
         readers.append(
             ImageFolderReader(
-                storage, entry, (height, width), fingerprint, own_paths, labels=own_labels
+                storage, entry, shape, fingerprint, own_paths, preparation, own_labels
             )
         )
     return readers
 
 
-def class_of(path: str) -> str:
-    """Return the name of the folder that an image file lies in."""
-    return path.rsplit("/", 2)[-2]
+def first_shape(contents: Iterable[tuple[str, bytes]], preparation: Preparation) -> tuple[int, int]:
+    """Return the size of the first image file that can be decoded, of (name, content).
+
+    Raise the DataError of the first file if there is none.
+    """
+    first_error = DataError("No file is an image.")
+    for number, (name, content) in enumerate(contents):
+        try:
+            height, width = decode_file(content, preparation, None).shape
+        except DataError as error:
+            if not number:
+                first_error = DataError(f"{name}: {error}")
+        else:
+            return height, width
+    raise first_error
 
 
 def digest_of(files: Iterable[FileEntry]) -> str:

@@ -6,8 +6,11 @@ a split or of a scoring input, in order. Preprocessing and scoring read all thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +19,7 @@ import pyarrow as pa
 from pipeline.arrays import Int64Array, UInt8Array
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
+from pipeline.data.readers.labels import Label, LabelCounts
 from pipeline.errors import DataError
 
 
@@ -47,12 +51,17 @@ class RowBatch:
         keep = np.ones(len(self.ids), bool)
         keep[list(reasons)] = False
         rejects = tuple(RejectedRow(int(self.ids[row]), reasons[row]) for row in sorted(reasons))
+        kept = self.take(np.flatnonzero(keep))
+        return replace(kept, rejects=(*self.rejects, *rejects))
+
+    def take(self, rows: Int64Array) -> RowBatch:
+        """Return the rows at these positions, in this order, with the same rejects."""
         return RowBatch(
-            self.ids[keep],
-            self.images[keep],
-            None if self.labels is None else self.labels[keep],
-            self.columns.filter(pa.array(keep)) if self.columns.num_columns else self.columns,
-            (*self.rejects, *rejects),
+            self.ids[rows],
+            self.images[rows],
+            None if self.labels is None else self.labels[rows],
+            self.columns.take(pa.array(rows)) if self.columns.num_columns else self.columns,
+            self.rejects,
         )
 
 
@@ -82,6 +91,11 @@ class Reader(Protocol):
         """The fingerprint of the file when the reader was made."""
         ...
 
+    @property
+    def max_runs(self) -> int:
+        """The number of places of the file that a task may read in turn without much waste."""
+        ...
+
     def current_fingerprint(self) -> Fingerprint:
         """Return the fingerprint of the file as it is now."""
         ...
@@ -93,6 +107,28 @@ class Reader(Protocol):
         cannot be decoded are returned as `rejects`. Raise DataError if the file is damaged, was
         changed, or lacks a column; FileNotFoundError if it was removed.
         """
+        ...
+
+
+class LabelledReader(Reader, Protocol):
+    """A reader of a file that may hold the labels of its rows."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes, if the file says them; a label is then an index."""
+        ...
+
+    def count_labels(self) -> LabelCounts:
+        """Return how often each label occurs in the file."""
+        ...
+
+    def with_classes(self, classes: tuple[Label, ...]) -> Reader:
+        """Return the reader that reads labels as their indices in `classes`."""
         ...
 
 
@@ -112,7 +148,7 @@ class Rows:
 
     @property
     def num_rows(self) -> int:
-        return sum(reader.entry.rows or 0 for reader in self.readers)
+        return self._firsts[-1]
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -130,42 +166,34 @@ class Rows:
         Raise DataError if a file was changed or removed since it was opened.
         """
         batches = list[RowBatch]()
-        # The number of the rows in the readers before this one.
-        first = 0
-        for reader in self.readers:
-            rows = reader.entry.rows or 0
+        for first, reader in self._readers_of(start, stop):
             begin = max(start - first, 0)
-            end = min(stop - first, rows)
-            if begin < end:
-                try:
-                    batches.append(reader.read(begin, end, self.first_id + first, columns))
-                except FileNotFoundError:
-                    name = reader.storage.display(reader.entry.path)
-                    raise source_changed_error(name) from None
-            first += rows
+            end = min(stop - first, reader.entry.rows or 0)
+            try:
+                batches.append(reader.read(begin, end, self.first_id + first, columns))
+            except FileNotFoundError:
+                name = reader.storage.display(reader.entry.path)
+                raise source_changed_error(name) from None
         return concat_batches(batches)
 
-    def slice(self, start: int, stop: int) -> tuple[Rows, int]:
-        """Return only the readers that hold rows start..stop, and the position of `start` in them.
-
-        A task is sent the readers of its partitions, not those of the whole source.
-        """
-        kept = list[Reader]()
-        first = 0
-        rows_before = 0
-        for reader in self.readers:
-            rows = reader.entry.rows or 0
-            if first + rows <= start:
-                rows_before += rows
-            elif first < stop:
-                kept.append(reader)
-            first += rows
-        return Rows(tuple(kept), self.first_id + rows_before), start - rows_before
-
-    def require_unchanged(self) -> None:
-        """Raise DataError if a file was changed since it was opened."""
-        for reader in self.readers:
+    def require_unchanged(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Raise DataError if a file that holds rows of these ranges was changed since it was
+        opened."""
+        readers = {id(reader): reader for one in ranges for _, reader in self._readers_of(*one)}
+        for reader in readers.values():
             require_unchanged(reader)
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The first row of each reader, and the number of all rows."""
+        return [0, *accumulate(reader.entry.rows or 0 for reader in self.readers)]
+
+    def _readers_of(self, start: int, stop: int) -> Iterator[tuple[int, Reader]]:
+        """Yield the readers that hold rows start..stop, and the first row of each."""
+        index = bisect_right(self._firsts, start) - 1
+        while index < len(self.readers) and self._firsts[index] < stop:
+            yield self._firsts[index], self.readers[index]
+            index += 1
 
 
 def concat_batches(batches: Sequence[RowBatch]) -> RowBatch:
@@ -208,5 +236,5 @@ def require_one_shape(readers: Sequence[Reader]) -> None:
             raise DataError(
                 f"{first.storage.display(first.entry.path)} has images of {sizes[0]}, but "
                 f"{reader.storage.display(reader.entry.path)} of {sizes[1]}. All must be of one "
-                "size."
+                "size: give it with --data.size, or leave one."
             )

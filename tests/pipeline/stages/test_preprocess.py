@@ -20,18 +20,27 @@ from tests.conftest import Artifacts
 from tests.support.sample_data import NUM_TRAIN, make_images, write_source
 
 
-def test_splits_hold_each_image_once_in_the_order_of_the_source(artifacts: Artifacts) -> None:
+def test_splits_hold_each_image_once_with_its_label_and_position(artifacts: Artifacts) -> None:
     splits = [read_split(artifacts.storage, artifacts.dataset, s) for s in ("train", "val", "test")]
     images, labels = make_images(NUM_TRAIN, seed=1)
     assert [len(split.ids) for split in splits] == [500, 100, 90]
-    np.testing.assert_array_equal(np.concatenate([s.ids for s in splits]), np.arange(690))
-    np.testing.assert_array_equal(np.concatenate([s.images for s in splits[:2]]), images)
-    np.testing.assert_array_equal(np.concatenate([s.labels for s in splits[:2]]), labels)
+    ids = np.concatenate([split.ids for split in splits])
+    np.testing.assert_array_equal(np.sort(ids), np.arange(690))
+    for split in splits[:2]:
+        np.testing.assert_array_equal(split.images, images[split.ids])
+        np.testing.assert_array_equal(split.labels, labels[split.ids])
+
+
+def test_every_shard_holds_rows_from_the_whole_source(artifacts: Artifacts) -> None:
+    for shard in iter_shards(artifacts.storage, artifacts.dataset, "train"):
+        assert len(shard.ids) <= 200
+        assert np.bincount(shard.ids // 100, minlength=6).min() > 10
+        assert (np.diff(shard.ids) < 0).any()
 
 
 def test_shards_have_the_columns_of_the_contract(artifacts: Artifacts) -> None:
     entries = artifacts.dataset.shards("train")
-    assert [entry.rows for entry in entries] == [200, 200, 100]
+    assert sum(entry.rows or 0 for entry in entries) == 500
     path = artifacts.storage.uri(f"datasets/{artifacts.dataset.ref}/{entries[0].path}")
     file = pq.ParquetFile(path)
     assert file.schema_arrow.field("id").type == pa.int64()
@@ -73,7 +82,7 @@ def test_other_settings_give_another_version(artifacts: Artifacts, tmp_path: Pat
     assert other.rows == {"train": 550, "val": 50, "test": 90}
 
 
-def test_a_label_without_a_class_is_refused_before_anything_is_written(
+def test_a_label_that_only_test_has_is_refused_and_no_shard_is_left(
     ray_session: None, tmp_path: Path
 ) -> None:
     folder = write_source(tmp_path / "source")
@@ -81,11 +90,9 @@ def test_a_label_without_a_class_is_refused_before_anything_is_written(
     labels[17] = 3
     (folder / ROLES["test_labels"]).write_bytes(idx_format.encode(labels))
     settings = Preprocess(root=str(tmp_path / "root"), data=Data(name="bars", source=str(folder)))
-    with pytest.raises(
-        DataError, match=r"1 rows of test: the label 3 is not one of 0 to 2 \(ids 617"
-    ):
+    with pytest.raises(DataError, match=r"1 classes have no image in train \(3\)"):
         preprocess(settings)
-    assert not (tmp_path / "root").exists()
+    assert not list((tmp_path / "root").rglob("*.parquet"))
 
 
 def test_val_must_leave_rows_to_train_on(source: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.artifacts.storage import Storage
 from pipeline.cluster import resources
 from pipeline.config import Score
 from pipeline.data.readers import idx_format
+from pipeline.data.shards import read_split
 from pipeline.errors import ArtifactDamaged, DataError, SettingError
 from pipeline.models.predictor import Predictor
 from pipeline.stages.score import score
@@ -61,9 +62,9 @@ def test_a_split_is_scored_as_the_predictor_predicts(artifacts: Artifacts, tmp_p
         rows_per_shard=150,
         probabilities=True,
     )
-    images, _ = make_images(600, seed=1)
-    expected = Predictor(artifacts.storage, artifacts.model).predict(images[:500])
-    np.testing.assert_array_equal(table["id"], np.arange(500))
+    split = read_split(artifacts.storage, artifacts.dataset, "train")
+    expected = Predictor(artifacts.storage, artifacts.model).predict(split.images)
+    np.testing.assert_array_equal(table["id"], split.ids)
     np.testing.assert_array_equal(table["prediction"], expected.prediction)
     np.testing.assert_allclose(table["confidence"], expected.probabilities.max(axis=1), atol=1e-6)
     probabilities = np.array(table["probabilities"].to_pylist())
@@ -109,7 +110,7 @@ def test_scoring_again_finds_the_scores_and_other_scores_are_kept(
         ),
         ({"image": pa.array([[[1]]])}, "holds images of 1 x 1"),
         ({"image": pa.array(["x"])}, "column `image` is string"),
-        ({"image": pa.array([], pa.binary(120))}, "has no rows"),
+        ({"image": pa.array([], pa.binary(120))}, "have no rows"),
     ],
 )
 def test_parquet_that_is_not_images_of_the_model_is_refused(
@@ -221,7 +222,7 @@ def test_interrupted_scoring_continues(
     path = parquet(tmp_path / "images.parquet", image=image_column())
     whole = run(artifacts, path, tmp_path / "out", rows_per_shard=10)
     (tmp_path / "out" / "manifest.json").unlink()
-    next((tmp_path / "out").glob("*-00003.parquet")).unlink()
+    next((tmp_path / "out").glob("*-00003-*.parquet")).unlink()
     assert run(artifacts, path, tmp_path / "out", rows_per_shard=10) == whole
     assert "4 of 5 shards already exist" in capsys.readouterr().err
 
@@ -229,7 +230,7 @@ def test_interrupted_scoring_continues(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"PAR1 and no more", "could not be read as Parquet"),
+        (b"PAR1 and no more", "could not be read as a table"),
         (b"neither", "starts with 6e656974"),
         (idx_format.encode(np.zeros((2, 10, 12), np.uint8)), "holds images of 10 x 12"),
     ],
@@ -248,7 +249,7 @@ def test_a_damaged_page_is_refused(artifacts: Artifacts, tmp_path: Path) -> None
     data = bytearray(path.read_bytes())
     data[60:2000] = bytes(1940)
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"images.parquet could not be read as Parquet"):
+    with pytest.raises(DataError, match=r"images.parquet could not be read as a table"):
         run(artifacts, path, tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data, Preprocess
-from pipeline.data.shards import read_split
+from pipeline.data.shards import iter_shards, read_split
 from pipeline.stages.preprocess import preprocess
 from pipeline.training.batch_loader import BatchLoader
 from tests.conftest import Artifacts
@@ -108,13 +108,15 @@ def test_the_order_follows_from_the_seed_and_the_epoch(
 def test_the_windows_of_a_streamed_shuffle_double_up_to_half_of_the_memory(
     stored: tuple[Storage, DatasetManifest],
 ) -> None:
-    split = rows(torch.from_numpy(read_split(*stored, "train").images))
-    shard = {row: number // ROWS_PER_SHARD for number, row in enumerate(split)}
+    shards = [rows(torch.from_numpy(shard.images)) for shard in iter_shards(*stored, "train")]
+    shard_of = {row: number for number, shard in enumerate(shards) for row in shard}
     order = rows(torch.cat(global_batches(stored, STREAMED, seed=3)))
-    numbers = [shard[row] for row in order]
-    assert len(set(numbers[:ROWS_PER_SHARD])) == 1
-    window = numbers[ROWS_PER_SHARD : 3 * ROWS_PER_SHARD]
-    assert len(set(window)) == 2
+    numbers = [shard_of[row] for row in order]
+    first = len(shards[numbers[0]])
+    assert len(set(numbers[:first])) == 1
+    second, third = list(dict.fromkeys(numbers[first:]))[:2]
+    window = numbers[first : first + len(shards[second]) + len(shards[third])]
+    assert set(window) == {second, third}
     assert window != sorted(window)
     assert window != sorted(window, reverse=True)
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -15,16 +18,13 @@ from ray.data.extensions import ArrowTensorArray
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
-from pipeline.data.partitions import EncodedShard, Partition, ShardWriter, partition_rows
-from pipeline.data.readers.image_folder import (
-    IMAGES_PER_READER,
-    ImageFolderReader,
-    image_files,
-    open_image_folder,
-)
-from pipeline.data.readers.parquet import open_parquet
+from pipeline.contract import Preparation
+from pipeline.data.partitions import EncodedShards, ShardWriter
+from pipeline.data.plan import Plan
+from pipeline.data.readers.image_folder import image_files, open_image_folder
 from pipeline.data.readers.rows import RowBatch, Rows
-from pipeline.errors import DataError, SettingError
+from pipeline.data.readers.tables import TableReader, open_table
+from pipeline.errors import DataError
 
 SHAPE = (5, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
@@ -37,12 +37,23 @@ def png(image: UInt8Array) -> bytes:
     return file.getvalue()
 
 
+def write_stream(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+
+
 def read(folder: Path, image: pa.Array, begin: int = 0, end: int = 6, **columns: Any) -> RowBatch:
     table = pa.table({"image": image, **columns}).replace_schema_metadata(SIZE)
     pq.write_table(table, folder / "images.parquet", row_group_size=4)
-    reader = open_parquet(Storage(str(folder)), "images.parquet", None)
+    reader = open_file(folder)
     assert reader.shape == SHAPE
     return Rows((reader,)).read(begin, end)
+
+
+def open_file(folder: Path, **options: Any) -> TableReader:
+    reader = open_table(Storage(str(folder)), "images.parquet", **options)
+    assert reader
+    return reader
 
 
 FORMS = {
@@ -68,10 +79,59 @@ def test_an_image_column_may_have_many_forms(tmp_path: Path, form: str) -> None:
     assert batch.rejects == ()
 
 
+@pytest.mark.parametrize("write", [pyarrow.feather.write_feather, write_stream])
+def test_arrow_ipc_is_read_as_parquet_is(
+    tmp_path: Path, write: Callable[[pa.Table, Path], None]
+) -> None:
+    for form, column in FORMS.items():
+        write(
+            pa.table({"image": column}).replace_schema_metadata(SIZE), tmp_path / "images.parquet"
+        )
+        batch = open_file(tmp_path).read(2, 6, 0, ())
+        np.testing.assert_array_equal(batch.images, IMAGES[2:], err_msg=form)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1)])
+@pytest.mark.parametrize("channel", [None, 1, 3])
+def test_a_tensor_is_read_as_numpy_showed_it(
+    tmp_path: Path, axes: tuple[int, ...], channel: int | None
+) -> None:
+    shown = IMAGES.transpose(axes)
+    array = shown if channel is None else np.expand_dims(shown, channel)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(array)
+    pq.write_table(pa.table({"image": tensors}), tmp_path / "images.parquet")
+    np.testing.assert_array_equal(open_file(tmp_path).read(0, 6, 0, ()).images, shown)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2)])
+def test_colour_is_converted_as_asked_or_refused(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    colour = np.random.default_rng(1).integers(0, 256, (6, *SHAPE, 3), np.uint8)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(colour.transpose(axes))
+    pq.write_table(pa.table({"image": tensors}), tmp_path / "images.parquet")
+    refused = open_file(tmp_path).read(0, 6, 0, ())
+    assert [row.id for row in refused.rejects] == list(range(6))
+    assert "in colour. Build the dataset with --data.grey" in refused.rejects[0].reason
+    grey = open_file(tmp_path, preparation=Preparation(fit="none", invert="never", grey=True))
+    expected = [np.asarray(Image.fromarray(image).convert("L")) for image in colour]
+    np.testing.assert_array_equal(grey.read(0, 6, 0, ()).images, expected)
+
+
+def test_types_that_carry_no_code_may_stand_beside_the_images(tmp_path: Path) -> None:
+    keys = pa.array([uuid.uuid4().bytes for _ in IMAGES], pa.uuid())
+    read(tmp_path, FORMS["binary"], key=keys)
+    assert open_file(tmp_path).read(1, 3, 0, ["key"]).columns["key"].combine_chunks() == keys[1:3]
+
+
+def test_paths_without_files_are_refused(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    with pytest.raises(DataError, match="holds paths of image files, but not the files"):
+        read(tmp_path, pa.array([{"bytes": None, "path": "a.png"}] * 6, kind))
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_ranges_are_read_in_any_order(tmp_path: Path, form: str) -> None:
     read(tmp_path, FORMS[form])
-    reader = open_parquet(Storage(str(tmp_path)), "images.parquet", SHAPE)
+    reader = open_file(tmp_path)
     for begin, end in ((0, 1), (1, 2), (2, 5), (5, 6), (3, 6), (0, 6), (1, 3)):
         batch = Rows((reader,)).read(begin, end)
         np.testing.assert_array_equal(batch.images, IMAGES[begin:end])
@@ -81,7 +141,7 @@ def test_ranges_are_read_in_any_order(tmp_path: Path, form: str) -> None:
 def test_a_range_after_a_damaged_one_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.data.readers.parquet_stream.BATCH_ROWS", 1)
+    monkeypatch.setattr("pipeline.data.readers.table_streams.BATCH_ROWS", 1)
     column = FORMS["fixed-size binary"]
     table = pa.table({"image": column}).replace_schema_metadata(SIZE)
     path = tmp_path / "images.parquet"
@@ -90,18 +150,18 @@ def test_a_range_after_a_damaged_one_is_right(
     data = bytearray(path.read_bytes())
     data[data.index(IMAGES[2].tobytes())] ^= 1
     path.write_bytes(data)
-    reader = open_parquet(Storage(str(tmp_path)), path.name, None)
+    reader = open_file(tmp_path)
     for begin in (0, 4, 1, 5):
         np.testing.assert_array_equal(
             Rows((reader,)).read(begin, begin + 1).images[0], IMAGES[begin]
         )
-        with pytest.raises(DataError, match="could not be read as Parquet"):
+        with pytest.raises(DataError, match="could not be read as a table"):
             Rows((reader,)).read(2, 4)
 
 
 def test_a_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
     read(tmp_path, FORMS["binary"])
-    reader = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    reader = open_file(tmp_path)
     read(tmp_path, FORMS["binary"][:2], 0, 2)
     with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
         Rows((reader,)).read(4, 6)
@@ -110,8 +170,8 @@ def test_a_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
 READ_ALL_RANGES = """
 import sys, pyarrow
 from pipeline.artifacts.storage import Storage
-from pipeline.data.readers.parquet import open_parquet
-reader = open_parquet(Storage(sys.argv[1]), "images.parquet", None)
+from pipeline.data.readers.tables import open_table
+reader = open_table(Storage(sys.argv[1]), "images.parquet")
 sums = [reader.read(begin, begin + 1000, 0, ()).images.sum() for begin in range(0, 100_000, 1000)]
 print(sum(sums), pyarrow.default_memory_pool().max_memory() >> 20)
 """
@@ -137,11 +197,11 @@ def test_a_large_row_group_is_never_whole_in_memory(tmp_path: Path) -> None:
     [
         (
             [png(IMAGES[0]), b"GIF", None, png(IMAGES[3])[:40], png(IMAGES[4]), png(IMAGES[5, :3])],
-            {1: "3 bytes", 2: "null", 3: "damaged", 5: "3 x 4, others are 5 x 4"},
+            {1: "3 bytes", 2: "null", 3: "damaged", 5: "3 x 4, but 5 x 4 is expected"},
         ),
         (
             [IMAGES[0].ravel().tolist(), [1] * 19, None, [256] * 20, [-1] * 20, [0.5] * 20],
-            {1: "not 5 x 4", 2: "null", 3: "0 to 255", 4: "0 to 255", 5: "0 to 255"},
+            {1: "not 20 pixels", 2: "null", 3: "0 to 255", 4: "0 to 255", 5: "0 to 255"},
         ),
         (
             [IMAGES[0].tolist(), [[1] * 4] * 4, [[1] * 3] * 5, [], None, IMAGES[5].tolist()],
@@ -161,9 +221,10 @@ def test_each_invalid_row_is_rejected_with_its_reason(
 
 def test_a_row_with_a_null_label_or_id_is_rejected(tmp_path: Path) -> None:
     labels, ids = [0, None, 2, 3, 4, 5], [10, 11, None, 13, 14, 15]
-    batch = read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
+    read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
+    batch = open_file(tmp_path).with_classes((0, 2, 3, 4, 5)).read(0, 6, 0, ())
     assert batch.labels is not None
-    assert batch.labels.tolist() == [0, 3, 4, 5]
+    assert batch.labels.tolist() == [0, 2, 3, 4]
     assert batch.ids.tolist() == [10, 13, 14, 15]
     assert [row.reason for row in batch.rejects] == ["the label is null", "the id is null"]
 
@@ -176,7 +237,7 @@ def test_image_files_are_rows_in_order_of_paths(tmp_path: Path) -> None:
     (tmp_path / "d.jpg").write_bytes(b"none")
     (tmp_path / "notes.txt").write_bytes(b"")
     storage = Storage(str(tmp_path))
-    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage, ""))))
+    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage.files()))))
     batch = rows.read(0, rows.num_rows, ["path"])
     np.testing.assert_array_equal(batch.images, IMAGES[:2])
     assert batch.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
@@ -184,21 +245,9 @@ def test_image_files_are_rows_in_order_of_paths(tmp_path: Path) -> None:
     assert batch.rejects[1].reason == "d.jpg: It is neither a PNG nor a JPEG."
 
 
-def test_a_partition_of_an_image_folder_holds_only_the_paths_near_its_rows(tmp_path: Path) -> None:
-    data = png(IMAGES[0])
-    for number in range(2 * IMAGES_PER_READER + 1):
-        (tmp_path / f"{number:05}.png").write_bytes(data)
-    storage = Storage(str(tmp_path))
-    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage, ""))))
-    (partition,) = partition_rows(rows, 1500, 2001, split="a", path="part-{}", rows_per_shard=501)
-    assert partition.read().ids.tolist() == list(range(1500, 2001))
-    readers = cast(tuple[ImageFolderReader, ...], partition.rows.readers)
-    assert [len(reader.paths) for reader in readers] == [IMAGES_PER_READER, 1]
-
-
 def test_ids_continue_from_one_reader_to_the_next(tmp_path: Path) -> None:
     read(tmp_path, FORMS["lists"])
-    reader = open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+    reader = open_file(tmp_path)
     batch = Rows((reader, reader, reader), first_id=100).read(4, 14)
     assert batch.ids.tolist() == list(range(104, 114))
     expected = np.concatenate([IMAGES] * 3)[4:14]
@@ -213,32 +262,16 @@ def test_an_image_file_removed_while_it_is_read_is_an_error(tmp_path: Path) -> N
         rows.read(0, 1)
 
 
-@pytest.mark.parametrize(
-    ("rows_per_shard", "message"), [(1, "more than 3 shards"), (6, "would hold 6")]
-)
-def test_partitions_that_are_too_many_or_too_large_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int, message: str
-) -> None:
-    monkeypatch.setattr("pipeline.data.partitions.MAX_PARTITIONS", 3)
-    monkeypatch.setattr("pipeline.data.partitions.MAX_PARTITION_PIXELS", 5 * 20)
-    read(tmp_path, FORMS["lists"])
-    rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
-    with pytest.raises(SettingError, match=rf"images.parquet .*{message}"):
-        partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=rows_per_shard)
-    assert len(partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=5)) == 2
-
-
 def test_no_shard_is_written_from_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     """Otherwise the shard would be kept as finished once the file has its old content again."""
     read(tmp_path, FORMS["lists"])
-    rows = Rows((open_parquet(Storage(str(tmp_path)), "images.parquet", None),))
-    (partition,) = partition_rows(rows, 0, 6, split="a", path="part-{}", rows_per_shard=6)
+    plan = Plan(Rows((open_file(tmp_path),)), 0, 6, rows_per_shard=6)
 
-    def encode(partition: Partition) -> EncodedShard:
+    def encode(number: int) -> EncodedShards:
         (tmp_path / "images.parquet").write_bytes(b"other")
-        return EncodedShard(pa.py_buffer(b"shard"), 6, ())
+        return EncodedShards({"part": (pa.py_buffer(b"shard"), 6)}, ())
 
-    writer = ShardWriter(Storage(str(tmp_path / "out")), "", force=False)
+    writer = ShardWriter(Storage(str(tmp_path / "out")), "", plan, ("part", "rejected/part"), {})
     with pytest.raises(DataError, match=r"images.parquet was changed while it was read"):
-        writer.write([partition], encode)
+        writer.write([0], encode)
     assert not (tmp_path / "out").exists()

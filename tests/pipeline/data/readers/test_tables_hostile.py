@@ -1,4 +1,4 @@
-"""Parquet files that are damaged, absurd or malicious."""
+"""Tables that are damaged, absurd or malicious."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.artifacts.storage import Storage
-from pipeline.data.readers.parquet import open_parquet
 from pipeline.data.readers.rows import Rows
 from pipeline.errors import DataError
-from tests.pipeline.data.readers.test_parquet import FORMS, IMAGES, SIZE, read
+from tests.pipeline.data.readers.test_tables import FORMS, IMAGES, SIZE, open_file, read
 
 
 class Gadget(pa.ExtensionType):  # type: ignore[misc]
@@ -72,7 +70,7 @@ def test_a_damaged_file_is_refused_or_read_correctly(
     path.write_bytes(data)
     # Any other exception fails the test.
     with suppress(DataError):
-        rows = Rows((open_parquet(Storage(str(folder)), "images.parquet", None),))
+        rows = Rows((open_file(folder),))
         np.testing.assert_array_equal(rows.read(0, rows.num_rows).images, IMAGES)
 
 
@@ -84,7 +82,7 @@ def test_invalid_class_names_are_refused(tmp_path: Path, class_names: str) -> No
     table = pa.table({"image": FORMS["binary"]}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "images.parquet")
     with pytest.raises(DataError, match=r"images.parquet"):
-        open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+        open_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def test_a_first_image_without_a_valid_size_is_refused(
     table = pa.table({"image": [first]}).replace_schema_metadata(size)
     pq.write_table(table, tmp_path / "images.parquet")
     with pytest.raises(DataError, match=r"images.parquet"):
-        open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+        open_file(tmp_path)
 
 
 def test_a_repeated_column_is_refused(tmp_path: Path) -> None:
@@ -114,19 +112,18 @@ def test_a_repeated_column_is_refused(tmp_path: Path) -> None:
         pa.Table.from_arrays([column, column], ["image", "image"]), tmp_path / "images.parquet"
     )
     with pytest.raises(DataError, match="several columns `image`"):
-        open_parquet(Storage(str(tmp_path)), "images.parquet", None)
+        open_file(tmp_path)
 
 
 def test_a_row_with_an_absurd_number_is_rejected(tmp_path: Path) -> None:
     pixels = [image.ravel().tolist() for image in IMAGES]
     pixels[1][3] = 2**60
-    batch = read(
-        tmp_path,
-        pa.array(pixels, pa.list_(pa.int64())),
-        label=pa.array([0, 1, 2, 2**63, 4, 5], pa.uint64()),
-    )
+    labels = pa.array([0, 1, 2, 2**63, 4, 5], pa.uint64())
+    read(tmp_path, pa.array(pixels, pa.list_(pa.int64())), label=labels)
+    batch = open_file(tmp_path).with_classes((0, 1, 2, 4, 5)).read(0, 6, 0, ())
     assert [(row.id, row.reason) for row in batch.rejects] == [
-        (1, "a pixel is not an integer from 0 to 255")
+        (1, "a pixel is not an integer from 0 to 255"),
+        (3, f"the label {-(2**63)} is not one of 0, 1, 2, 4, 5"),
     ]
     assert batch.labels is not None
-    assert batch.labels.tolist() == [0, 2, -(2**63), 4, 5]
+    assert batch.labels.tolist() == [0, 2, 3, 4]

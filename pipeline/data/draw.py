@@ -1,0 +1,107 @@
+"""The draw of splits that a source does not have, from its training images.
+
+Each image has a rank that follows from its pixels and the seed alone. In each class, the images of
+lowest rank are drawn. So the draw is the same for any order of files and any number of workers, and
+copies of an image are in one split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.arrays import Int64Array, UInt64Array
+
+DEFAULT_SHARE = 6
+"""By default, a sixth of the images is drawn for a split."""
+
+MAX_DEFAULT = 50_000
+"""The most images that are drawn by default: more would cost time in every epoch."""
+
+
+class Candidates(NamedTuple):
+    """Images of one label that may be drawn: their hashes, in the order of their ranks."""
+
+    hashes: UInt64Array
+    ranks: UInt64Array
+
+
+def default_count(rows: int) -> int:
+    """Return how many images of so many are drawn by default."""
+    return max(1, min(rows // DEFAULT_SHARE, MAX_DEFAULT))
+
+
+def shares(counts: Int64Array, total: int) -> Int64Array:
+    """Divide `total` images among classes by their `counts`, by the method of largest remainders.
+
+    A class with at least three images gives at least one, and every class keeps at least one.
+    """
+    exact = counts * (total / max(1, int(counts.sum())))
+    result = np.floor(exact).astype(np.int64)
+    order = np.argsort(result - exact, kind="stable")
+    result[order[: total - int(result.sum())]] += 1
+    result = np.maximum(result, counts >= 3)
+    bounded: Int64Array = np.minimum(result, np.maximum(counts - 1, 0))
+    return bounded
+
+
+def lowest_ranks(
+    hashes: UInt64Array, labels: Int64Array, counts: Int64Array, seed: int
+) -> dict[int, Candidates]:
+    """Return the images of each label with the lowest ranks, `counts[label]` of them and copies."""
+    ranks = _rank(hashes, seed)
+    return {
+        int(label): _lowest(hashes[labels == label], ranks[labels == label], int(counts[label]))
+        for label in np.unique(labels)
+        if counts[label]
+    }
+
+
+def merge(one: Candidates, other: Candidates, count: int) -> Candidates:
+    """Return the `count` images with the lowest ranks of both."""
+    return _lowest(
+        np.concatenate([one.hashes, other.hashes]), np.concatenate([one.ranks, other.ranks]), count
+    )
+
+
+def split_candidates(
+    candidates: Mapping[int, Candidates], counts: Mapping[str, Int64Array]
+) -> dict[str, UInt64Array]:
+    """Return the sorted hashes of the images of each split; `counts` are their images by label.
+
+    The first split has the lowest ranks. Copies of an image are in the first split that has one.
+    """
+    drawn = dict[str, UInt64Array]()
+    taken = np.zeros(len(next(iter(counts.values()))), np.int64)
+    earlier = np.zeros(0, np.uint64)
+    for split, numbers in counts.items():
+        chosen = [
+            own.hashes[taken[label] : taken[label] + numbers[label]]
+            for label, own in candidates.items()
+        ]
+        hashes = np.unique(np.concatenate(chosen)) if chosen else earlier
+        drawn[split] = hashes[~np.isin(hashes, earlier)]
+        earlier = np.union1d(earlier, hashes)
+        taken += numbers
+    return drawn
+
+
+def _lowest(hashes: UInt64Array, ranks: UInt64Array, count: int) -> Candidates:
+    order = np.argsort(ranks, kind="stable")[:count]
+    return Candidates(hashes[order], ranks[order])
+
+
+def _rank(hashes: UInt64Array, seed: int) -> UInt64Array:
+    """Mix hashes with the seed, so that ranks are independent of what images look like.
+
+    The finalizer of SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number
+    generators", 2014.
+    """
+    gamma = 0x9E3779B97F4A7C15
+    values = hashes + np.uint64(gamma * (seed + 1) % (1 << 64))
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: UInt64Array = values ^ (values >> np.uint64(31))
+    return mixed

@@ -1,0 +1,268 @@
+"""Folders of source files: the form of their files, and the readers of each split.
+
+To add a form: write its reader (see `readers`), and add a function to `FORMS` that returns an
+`OpenedFolder`, or None if the folder holds no files of the form.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.contract import AS_IS, Preparation
+from pipeline.data import layout
+from pipeline.data.array_pairs import array_paths, find_pairs, open_pairs
+from pipeline.data.catalog import Profile
+from pipeline.data.layout import group_by_folder, group_by_name, say_skipped
+from pipeline.data.readers.csv import open_csv
+from pipeline.data.readers.image_folder import digest_of, image_files, open_image_folder
+from pipeline.data.readers.rows import LabelledReader, Reader, source_changed_error
+from pipeline.data.readers.tables import TABLE_SUFFIXES, has_images, open_table
+from pipeline.data.readers.tar import open_tar
+from pipeline.errors import DataError
+
+LIST_SUFFIXES = (".csv", ".txt")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of source files, and what its images are prepared for.
+
+    `split_list`, if given, is the path of a list of its files and their splits.
+    """
+
+    storage: Storage
+    paths: Sequence[str]
+    profile: Profile | None = None
+    preparation: Preparation = AS_IS
+    size: tuple[int, int] | None = None
+    split_list: Mapping[str, str] | None = None
+
+    def with_suffix(self, *suffixes: str) -> list[str]:
+        """Return the paths of files with one of these suffixes, in any case."""
+        return [path for path in self.paths if path.lower().endswith(suffixes)]
+
+    def group(self, paths: Sequence[str]) -> dict[str, list[str]]:
+        """Return the files of each split, by the list or by their names."""
+        if self.split_list is None:
+            return group_by_name(self.storage, paths)
+        splits = self._listed(paths)
+        return layout.resolve_eval(self.storage, splits, sorted(splits))
+
+    def group_images(self, paths: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return the files of each split, and the path of each below the folder of the split."""
+        if self.split_list is None:
+            return group_by_folder(self.storage, paths)
+        below = group_by_folder(self.storage, paths, by_split=False)["train"]
+        splits = self._listed(paths)
+        groups = {split: {path: below[path] for path in files} for split, files in splits.items()}
+        return layout.resolve_eval(self.storage, groups, sorted(groups))
+
+    def _listed(self, paths: Sequence[str]) -> dict[str, list[str]]:
+        assert self.split_list is not None
+        splits = dict[str, list[str]]()
+        for path in paths:
+            if path in self.split_list:
+                splits.setdefault(self.split_list[path], []).append(path)
+        say_skipped(
+            self.storage,
+            [path for path in paths if path not in self.split_list],
+            "as --data.split-by does not list them",
+        )
+        return splits
+
+
+@dataclass(frozen=True)
+class OpenedFolder:
+    """The readers of each split, the sha256 of each file or role, and the classes, if folders name
+    them, with their number of images in `train`."""
+
+    readers: Mapping[str, Sequence[Reader]]
+    digests: Mapping[str, str]
+    class_names: tuple[str, ...] | None = None
+    train_counts: tuple[int, ...] = ()
+
+
+def open_folder(folder: Folder) -> OpenedFolder:
+    """Open the files of a folder with the reader of their form.
+
+    Files of other forms are skipped, which is said. Raise DataError if there are none of any form.
+    """
+    try:
+        for open_form in FORMS:
+            opened = open_form(folder)
+            if opened:
+                return opened
+    except FileNotFoundError:
+        raise source_changed_error(folder.storage.display()) from None
+    if folder.profile:
+        files = ", ".join(folder.profile.files.values())
+        raise DataError(
+            f"{folder.storage.display()} does not hold the files of this data set: {files}, "
+            "gzipped "
+            "or not. For files of your own, give another name with --data.name."
+        )
+    seen = sorted({path.split("/")[0] for path in folder.paths})
+    raise DataError(
+        f"{folder.storage.display()} holds no images with labels: it has {_list(seen)}. Give IDX "
+        "or "
+        "NumPy files of images and labels, Parquet, Arrow, CSV or tar files named after their "
+        "splits, or image files as SPLIT/CLASS/*.png, with --data.source. "
+        f"Splits are named {layout.WORDS}, in any case."
+    )
+
+
+def _open_arrays(folder: Folder) -> OpenedFolder | None:
+    paths = array_paths(folder.paths)
+    pairs = find_pairs(folder.storage, paths, folder.profile) if paths else {}
+    if not pairs:
+        return None
+    _say_other_forms(folder, paths)
+    readers, digests = open_pairs(
+        folder.storage,
+        pairs,
+        preparation=folder.preparation,
+        size=folder.size,
+        transposed=bool(folder.profile and folder.profile.transposed),
+    )
+    return OpenedFolder(readers, digests)
+
+
+def _open_tables(folder: Folder) -> OpenedFolder | None:
+    paths = folder.with_suffix(*TABLE_SUFFIXES)
+    if paths:
+        keep = parallel_map(lambda path: has_images(folder.storage, path), paths)
+        paths = [path for path, has in zip(paths, keep, strict=True) if has]
+    if folder.profile or not paths:
+        return None
+    return _open_labelled(folder, paths, open_table)
+
+
+def _open_csv(folder: Folder) -> OpenedFolder | None:
+    paths = folder.with_suffix(".csv", ".tsv")
+    images = image_files(folder.paths)
+    # A table beside image files lists them; it holds no pixels.
+    if folder.profile or not paths or images:
+        return None
+    return _open_labelled(folder, paths, open_csv)
+
+
+def _open_tar(folder: Folder) -> OpenedFolder | None:
+    paths = folder.with_suffix(".tar")
+    if folder.profile or not paths:
+        return None
+    return _open_labelled(folder, paths, open_tar)
+
+
+def _open_labelled(
+    folder: Folder, paths: Sequence[str], open_file: Callable[..., LabelledReader | None]
+) -> OpenedFolder:
+    """Open files that hold images with their labels; leave out a `test` without labels."""
+    _say_other_forms(folder, paths)
+    readers = dict[str, list[Reader]]()
+    digests = dict[str, str]()
+    for split, files in folder.group(paths).items():
+        opened = parallel_map(
+            lambda path: open_file(
+                folder.storage, path, preparation=folder.preparation, size=folder.size
+            ),
+            files,
+        )
+        own = [reader for reader in opened if reader is not None]
+        unlabelled = [reader for reader in own if not reader.labelled]
+        if split == "test" and own and len(unlabelled) == len(own):
+            say_skipped(folder.storage, files, "as they have no labels")
+            continue
+        if unlabelled:
+            path = unlabelled[0].entry.path
+            raise DataError(f"{folder.storage.display(path)} has no labels (`label`).")
+        if own:
+            readers[split] = list(own)
+            digests |= {reader.entry.path: reader.entry.sha256 for reader in own}
+    if "train" not in readers:
+        raise DataError(f"{folder.storage.display()}: the files of train have no rows.")
+    return OpenedFolder(readers, digests)
+
+
+def _open_images(folder: Folder) -> OpenedFolder | None:
+    paths = image_files(folder.paths)
+    if folder.profile or not paths:
+        return None
+    _say_other_forms(folder, paths)
+    groups = folder.group_images(paths)
+    classes = dict[str, str]()
+    for files in groups.values():
+        for path, below in files.items():
+            if "/" not in below:
+                raise DataError(
+                    f"{folder.storage.display(path)} lies in no folder that names its class. Image "
+                    "files are SPLIT/CLASS/*.png, or CLASS/*.png without splits."
+                )
+            classes[path] = below.rpartition("/")[0]
+    names = tuple(sorted(set(classes.values())))
+    labels = {path: names.index(name) for path, name in classes.items()}
+    size = folder.size
+    readers = dict[str, list[Reader]]()
+    digests = dict[str, str]()
+    for split, files in groups.items():
+        own = open_image_folder(
+            folder.storage,
+            split,
+            list(files),
+            preparation=folder.preparation,
+            size=size,
+            labels=labels,
+        )
+        readers[split] = list(own)
+        digests[split] = digest_of(reader.entry for reader in own)
+    train = Counter(classes[path] for path in groups["train"])
+    return OpenedFolder(readers, digests, names, tuple(train[name] for name in names))
+
+
+FORMS = (_open_arrays, _open_tables, _open_tar, _open_csv, _open_images)
+"""The forms of files, the first of which a folder holds is taken."""
+
+
+def _say_other_forms(folder: Folder, own: Sequence[str]) -> None:
+    """Say that files that may be meant as data are not read."""
+    taken = set(own)
+    suffixes = (*TABLE_SUFFIXES, ".csv", ".tar", ".npz", ".npy", ".png", ".jpg", ".jpeg", ".gz")
+    others = [path for path in folder.with_suffix(*suffixes) if path not in taken]
+    say_skipped(folder.storage, others, f"as {own[0]} and others are of another form")
+
+
+def read_split_list(storage: Storage, path: str) -> dict[str, str]:
+    """Return the split of each path of a list: lines of `path,split`.
+
+    Raise DataError if a line is not of this form, or a path is listed twice.
+    """
+    splits = dict[str, str]()
+    try:
+        text = storage.read(path).decode()
+    except FileNotFoundError:
+        raise DataError(f"--data.split-by {path!r}: the source has no such file.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"--data.split-by {path!r} is not a text file in UTF-8.") from None
+    for number, line in enumerate(csv.reader(io.StringIO(text)), 1):
+        if not line or (number == 1 and line[:2] == ["path", "split"]):
+            continue
+        split = layout.split_of(line[1]) if len(line) == 2 else None
+        if split is None or line[0] in splits:
+            raise DataError(
+                f"{storage.display(path)}, line {number}: {','.join(line)[:99]!r} is not "
+                "PATH,SPLIT "
+                f"with a path that is listed once, and one of {layout.WORDS}."
+            )
+        splits[line[0]] = split
+    return splits
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:9])
+    if not names:
+        return "no files"
+    return f"{shown}, ..." if len(names) > 9 else shown

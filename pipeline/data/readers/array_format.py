@@ -1,0 +1,129 @@
+"""Arrays in files: IDX (`idx_format`) and NumPy's `.npy`, gzipped or in a `.npz`, or neither.
+
+No memory is allocated on the word of a header: `verify` reads a file in chunks, and `read_rows`
+reads only rows that `verify` has seen to exist.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from math import prod
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from pipeline.data.readers import idx_format, npy_format
+from pipeline.errors import DataError
+
+CHUNK_BYTES = 1 << 20
+"""Read at a time."""
+
+BOMB_BYTES = 64 << 20
+"""A compressed file that unpacks to less is never called a bomb."""
+
+BOMB_RATIO = 100
+"""Bytes per compressed byte. Gzip reaches at most 1032; MNIST's label files have 2."""
+
+BROKEN = (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
+"""The exceptions of gzip and zipfile for files that are damaged, or use what they do not read."""
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """A verified array: where its values begin, their dtype and shape, its sha256 without gzip."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+def members(file: BinaryIO) -> list[str]:
+    """Return the names of the arrays in a `.npz`, none for other files. The file is rewound."""
+    is_zip = file.read(4) == b"PK\3\4"
+    file.seek(0)
+    if not is_zip:
+        return []
+    with zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    file.seek(0)
+    return names
+
+
+def content(file: BinaryIO, member: str = "") -> BinaryIO:
+    """Return the content of a file that is at its beginning: unpacked, or of a member's array."""
+    if member:
+        return cast(BinaryIO, zipfile.ZipFile(file).open(f"{member}.npy"))
+    gzipped = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not gzipped:
+        return file
+    # GzipFile reads a few KiB at a time. Unbuffered, each would be a request to an object store.
+    buffered = io.BufferedReader(cast(io.RawIOBase, file), CHUNK_BYTES)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
+
+
+def verify(file: BinaryIO, *, name: str, compressed_bytes: int, member: str = "") -> ArrayInfo:
+    """Read a whole file, chunk by chunk, and return what it holds.
+
+    `name` is for messages; `compressed_bytes` is the size of the file as stored. Raise DataError if
+    the file is not exactly one array of numbers.
+    """
+    try:
+        stream = content(file, member)
+        start = stream.read(6)
+        parse = npy_format.parse if start == npy_format.MAGIC else idx_format.parse
+        header, dtype, shape = parse(start, stream, name=name)
+        expected = prod(shape) * np.dtype(dtype).itemsize
+        if stream is not file and expected > max(BOMB_BYTES, BOMB_RATIO * compressed_bytes):
+            raise DataError(
+                f"{name} would unpack {compressed_bytes} bytes to {expected}: this looks like a "
+                f"bomb (over {BOMB_RATIO}:1). If it is real, unpack it first."
+            )
+        sha256 = hashlib.sha256(header)
+        left = expected
+        while left and (chunk := stream.read(min(left, CHUNK_BYTES))):
+            sha256.update(chunk)
+            left -= len(chunk)
+        trailing = stream.read(1)
+    except BROKEN as error:
+        raise DataError(
+            f"{name} is a broken or truncated compressed file ({error}). Fetch it again."
+        ) from None
+    shown = " x ".join(map(str, shape))
+    if left:
+        raise DataError(
+            f"{name} holds {expected - left} bytes of values, but its header says {expected} "
+            f"({shown}). It is truncated: fetch it again."
+        )
+    if trailing:
+        raise DataError(
+            f"{name} continues after the {expected} bytes of values that its header says "
+            f"({shown}). Remove the trailing bytes or fetch it again."
+        )
+    return ArrayInfo(len(header), dtype, shape, sha256.hexdigest())
+
+
+def read_rows(
+    content: BinaryIO, info: ArrayInfo, *, name: str, start: int, stop: int
+) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+    """Return rows start..stop of a verified file, (stop - start, *shape[1:]).
+
+    Raise DataError if they are no longer there.
+    """
+    dtype = np.dtype(info.dtype)
+    row_bytes = prod(info.shape[1:]) * dtype.itemsize
+    size = (stop - start) * row_bytes
+    try:
+        content.seek(info.offset + start * row_bytes)
+        values = content.read(size)
+    except BROKEN:
+        values = b""
+    if len(values) != size:
+        raise DataError(f"{name} was changed while it was read. Run again when it is finished.")
+    return np.frombuffer(values, dtype).reshape(stop - start, *info.shape[1:])

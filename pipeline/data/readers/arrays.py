@@ -1,0 +1,225 @@
+"""A reader of arrays of images, in IDX or NumPy files, with their labels in a second array."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from pipeline.arrays import Int64Array
+from pipeline.artifacts.manifests import FileEntry
+from pipeline.artifacts.storage import Fingerprint, Storage
+from pipeline.contract import AS_IS, Preparation
+from pipeline.data.readers import array_format
+from pipeline.data.readers.array_format import ArrayInfo
+from pipeline.data.readers.labels import Label, LabelCounts, count_labels, index_labels
+from pipeline.data.readers.pixels import image_axes, to_images
+from pipeline.data.readers.rows import RowBatch, source_changed_error
+from pipeline.errors import DataError
+from pipeline.images.prepare import prepare_arrays
+
+MAX_OPEN_FILES = 2
+"""An image file and its label file."""
+
+LABELS_AT_A_TIME = 1 << 20
+
+_open_files: dict[ArrayFile, tuple[ExitStack, BinaryIO]] = {}
+"""The files that stay open in this process, least recently read first."""
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """A verified array in a file, or in the member of a `.npz`."""
+
+    storage: Storage
+    entry: FileEntry
+    info: ArrayInfo
+    fingerprint: Fingerprint
+    member: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name for messages."""
+        name = self.storage.display(self.entry.path)
+        return f"{name}[{self.member}]" if self.member else name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape
+
+    def read(self, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+        """Return rows begin..end. The file stays open unless reading fails."""
+        file, content = _open_files.pop(self) if self in _open_files else self._open()
+        with file:
+            rows = array_format.read_rows(content, self.info, name=self.name, start=begin, stop=end)
+            # No error: take the file out of the `with`, so that it is not closed.
+            _open_files[self] = file.pop_all(), content
+        for least_recent in list(_open_files)[:-MAX_OPEN_FILES]:
+            _open_files.pop(least_recent)[0].close()
+        return rows
+
+    def _open(self) -> tuple[ExitStack, BinaryIO]:
+        """Open the file; unpack a compressed one, as ranges of it are read in any order."""
+        with ExitStack() as stack:
+            file = cast(BinaryIO, stack.enter_context(self.storage.open(self.entry.path)))
+            # Compare after opening: an open handle keeps the old content even if the path is
+            # replaced.
+            if self.storage.fingerprint(self.entry.path) != self.fingerprint:
+                raise source_changed_error(self.name)
+            try:
+                content = array_format.content(file, self.member)
+                if content is not file:
+                    unpacked = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile()))
+                    shutil.copyfileobj(content, unpacked, array_format.CHUNK_BYTES)
+                    content = unpacked
+            except array_format.BROKEN:
+                raise source_changed_error(self.name) from None
+            return stack.pop_all(), content
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Images, and their labels if any.
+
+    `axes` are the height, width and channels of an image in the file. `transposed`: the file holds
+    each image column by column. `classes` are the labels in the file, in the order of classes.
+    """
+
+    images: ArrayFile
+    axes: tuple[int, int, int]
+    shape: tuple[int, int]
+    preparation: Preparation = AS_IS
+    labels: ArrayFile | None = None
+    transposed: bool = False
+    classes: tuple[Label, ...] = ()
+
+    max_runs = 64
+
+    @property
+    def storage(self) -> Storage:
+        return self.images.storage
+
+    @property
+    def entry(self) -> FileEntry:
+        return self.images.entry
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.images.fingerprint + (self.labels.fingerprint if self.labels else ())
+
+    def current_fingerprint(self) -> Fingerprint:
+        files = [self.images] + ([self.labels] if self.labels else [])
+        return tuple(value for file in files for value in file.storage.fingerprint(file.entry.path))
+
+    def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
+        if columns:
+            raise DataError(
+                f"{self.entry.path} has no column {columns[0]!r}: it holds only images."
+            )
+        reasons = dict[int, str]()
+        images = to_images(self.images.read(begin, end), self.axes, self.preparation, reasons)
+        if self.transposed:
+            images = np.ascontiguousarray(images.transpose(0, 2, 1))
+        images = prepare_arrays(images, self.preparation, self.shape)
+        ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
+        labels = None
+        if self.labels and self.classes:
+            labels, unknown = index_labels(_class_numbers(self.labels, begin, end), self.classes)
+            reasons |= unknown
+        return RowBatch(ids, images, labels).drop(reasons)
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def class_names(self) -> None:
+        return None
+
+    def with_classes(self, classes: tuple[Label, ...]) -> ArrayReader:
+        return replace(self, classes=classes)
+
+    def count_labels(self) -> LabelCounts:
+        """Return how often each label occurs."""
+        counts = dict[Label, int]()
+        assert self.labels
+        for begin in range(0, self.labels.shape[0], LABELS_AT_A_TIME):
+            end = min(begin + LABELS_AT_A_TIME, self.labels.shape[0])
+            for label, count in count_labels(_class_numbers(self.labels, begin, end)).items():
+                counts[label] = counts.get(label, 0) + count
+        return counts
+
+
+def open_arrays(
+    images: ArrayFile,
+    labels: ArrayFile | None,
+    *,
+    preparation: Preparation = AS_IS,
+    size: tuple[int, int] | None = None,
+    expected: tuple[int, int] | None = None,
+    transposed: bool = False,
+) -> ArrayReader:
+    """Return the reader of verified arrays.
+
+    `size` is that of the dataset, if its images are fitted; `expected`, if flat images in the file
+    have it. Raise DataError if the arrays are not images, or do not belong together.
+    """
+    axes = image_axes(images.shape[1:], images.name, expected)
+    _check_values(images)
+    if labels:
+        _check_labels(images, labels)
+    shape = (axes[1], axes[0]) if transposed else axes[:2]
+    return ArrayReader(images, axes, size or shape, preparation, labels, transposed)
+
+
+def open_array_file(storage: Storage, path: str, member: str = "") -> ArrayFile:
+    """Read an array once from beginning to end, and return it as verified.
+
+    Raise FileNotFoundError if the file does not exist, DataError if it is not an array.
+    """
+    fingerprint = storage.fingerprint(path)
+    with storage.open(path) as file:
+        size = file.size()
+        name = f"{path}[{member}]" if member else path
+        info = array_format.verify(
+            cast(BinaryIO, file), name=name, compressed_bytes=size, member=member
+        )
+    entry = FileEntry(path=path, bytes=size, sha256=info.sha256, rows=info.shape[0])
+    return ArrayFile(storage, entry, info, fingerprint, member)
+
+
+def _check_values(images: ArrayFile) -> None:
+    """Raise DataError if pixels are shares from 0 to 1, which would all be nearly black."""
+    if np.dtype(images.info.dtype).kind == "f":
+        first = images.read(0, min(100, images.shape[0]))
+        if first.size and float(first.max()) <= 1 and bool((first % 1).any()):
+            raise DataError(
+                f"{images.name} has pixels from 0 to 1, but images are integers from 0 to 255. "
+                "Save (255 * images).astype(numpy.uint8)."
+            )
+
+
+def _check_labels(images: ArrayFile, labels: ArrayFile) -> None:
+    if images.shape[0] != labels.shape[0]:
+        raise DataError(
+            f"{images.name} holds {images.shape[0]} images, but {labels.name} "
+            f"{labels.shape[0]} labels. Give files that belong together."
+        )
+    numbers = np.dtype(labels.info.dtype).kind in "ui"
+    # QMNIST keeps eight numbers of each image, the first of which is its class.
+    if not numbers or len(labels.shape) > 2 or prod(labels.shape[1:]) not in (1, 8):
+        raise DataError(
+            f"{labels.name} is an array of {labels.info.dtype} of shape {labels.shape}, but labels "
+            "are one integer for each image."
+        )
+
+
+def _class_numbers(labels: ArrayFile, begin: int, end: int) -> Int64Array:
+    values = labels.read(begin, end)
+    return values.reshape(len(values), -1)[:, 0].astype(np.int64)
