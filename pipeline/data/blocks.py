@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.arrays import Int64Array, UInt8Array
+from pipeline.arrays import Int8Array, Int64Array, UInt8Array
 from pipeline.data.readers.rows import RejectedRow, RowBatch
 
 ERROR, SPLIT, SHARD = OWN = "_error", "_split", "_shard"
@@ -39,8 +39,8 @@ def to_block(batch: RowBatch, *, split: str, shard: int) -> pa.Table:
             ERROR: pa.array([row.reason for row in batch.rejects], pa.string()),
         }
         block = pa.concat_tables([block, pa.table(rejected)], promote_options="default")
-    block = block.append_column(SPLIT, _repeat(split, len(block)))
-    return block.append_column(SHARD, _repeat(shard, len(block)))
+    block = block.append_column(SPLIT, to_splits(np.zeros(len(block), np.int8), [split]))
+    return block.append_column(SHARD, pa.repeat(pa.scalar(shard), len(block)))
 
 
 def to_tensors(images: UInt8Array) -> pa.ExtensionArray:
@@ -49,6 +49,11 @@ def to_tensors(images: UInt8Array) -> pa.ExtensionArray:
     flat = pa.array(np.ascontiguousarray(images).reshape(-1))
     storage = pa.FixedSizeListArray.from_arrays(flat, prod(shape))
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), shape), storage)
+
+
+def to_splits(indices: Int8Array, splits: Sequence[str]) -> pa.DictionaryArray:
+    """Return the column `_split` of rows whose splits have these indices in `splits`."""
+    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(splits))
 
 
 def images(block: pa.Table) -> UInt8Array:
@@ -71,7 +76,8 @@ def group_by_split(rows: pa.Table, splits: Sequence[str]) -> dict[str, pa.Table]
     """Return the rows of each of these splits."""
     if len(splits) == 1:
         return {splits[0]: rows}
-    return {split: rows.filter(pc.equal(rows[SPLIT], split)) for split in splits}
+    names = rows[SPLIT].to_numpy()
+    return {split: rows.filter(names == split) for split in splits}
 
 
 def rejected_rows(block: pa.Table) -> list[RejectedRow]:
@@ -108,7 +114,3 @@ def iter_shards(block: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     for start, stop in zip(starts[:-1], starts[1:], strict=True):
         if start < stop:
             yield int(numbers[start]), block.slice(start, stop - start)
-
-
-def _repeat(value: str | int, count: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value), count)

@@ -6,8 +6,8 @@ fused operation. Only entries, statistics and hashes come back to the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -21,22 +21,34 @@ from pipeline.data import blocks, shards, validation
 from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
 from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.resume import restore_shards
-from pipeline.data.shard_writer import ExistingShard, ShardWriter
+from pipeline.data.shard_writer import ExistingShard, Shard, ShardWriter
 from pipeline.data.shards import LabeledImages
 from pipeline.data.splits import Pool
 from pipeline.data.streaming import stream, to_block, to_result
 from pipeline.data.validation import SplitStats
 
 
-class Output(NamedTuple):
+@dataclass
+class Output:
     """What a task wrote: the entries of files, and statistics and hashes of images by split.
 
     There are no hashes of `train`: no split comes before it, so nothing is compared with them.
     """
 
-    entries: Sequence[FileEntry]
-    stats: Mapping[str, SplitStats]
-    hashes: Mapping[str, UInt64Array]
+    entries: Sequence[FileEntry] = ()
+    stats: dict[str, SplitStats] = field(default_factory=dict)
+    hashes: dict[str, list[UInt64Array]] = field(default_factory=dict)
+
+    def add_rows(self, split: str, rows: LabeledImages) -> None:
+        """Add valid rows of a split."""
+        stats = validation.measure(rows.images, rows.labels.astype(np.int64))
+        self.stats.setdefault(split, SplitStats()).add(stats)
+        if split != "train":
+            self.hashes.setdefault(split, []).append(validation.hash_images(rows.images))
+
+    def add_rejects(self, split: str, rejects: Sequence[RejectedRow]) -> None:
+        """Add rejected rows; `split` is that of their files."""
+        self.stats.setdefault(split, SplitStats()).add(validation.measure_rejects(rejects))
 
 
 class DatasetWriter(ShardWriter):
@@ -52,38 +64,30 @@ class DatasetWriter(ShardWriter):
 
     def write_block(self, block: pa.Table) -> pa.Table:
         """Write the shards of a block as it was read; return the `Output` as a result."""
-        num_rows = len(block)
-        block = self.rule.apply(block)
-        entries = self.write(block)
-        by_split = blocks.group_by_split(blocks.valid_rows(block), self.rule.splits)
-        labeled = {split: _to_labeled(rows) for split, rows in by_split.items()}
-        output = self._output(entries, labeled, blocks.rejected_rows(block))
-        return to_block(to_result(num_rows, output))
+        output = Output()
+        output.entries = self.write(self._iter_shards(block, output))
+        return to_block(to_result(len(block), output))
+
+    def _iter_shards(self, block: pa.Table, output: Output) -> Iterator[Shard]:
+        """Yield the shards of a block after the rule of splits, and add them to the output."""
+        for number, rows in blocks.iter_shards(block):
+            rows = self.rule.apply(rows)
+            shard = Shard(
+                number,
+                blocks.group_by_split(blocks.valid_rows(rows), self.rule.splits),
+                blocks.rejected_rows(rows),
+            )
+            for split, own in shard.rows.items():
+                output.add_rows(split, _to_labeled(own))
+            output.add_rejects(self.rule.split, shard.rejects)
+            yield shard
 
     def describe(self, existing: ExistingShard) -> Output:
-        labeled = {
-            split: shards.decode(content, self.image)
-            for split, content in existing.contents.items()
-        }
-        return self._output(existing.entries, labeled, existing.rejects)
-
-    def _output(
-        self,
-        entries: Sequence[FileEntry],
-        labeled: Mapping[str, LabeledImages],
-        rejects: Sequence[RejectedRow],
-    ) -> Output:
-        stats = {
-            split: validation.measure(rows.images, rows.labels.astype(np.int64))
-            for split, rows in labeled.items()
-        }
-        stats.setdefault(self.rule.split, SplitStats()).add(validation.measure_rejects(rejects))
-        hashes = {
-            split: validation.hash_images(rows.images)
-            for split, rows in labeled.items()
-            if split != "train"
-        }
-        return Output(entries, stats, hashes)
+        output = Output(existing.entries)
+        for split, content in existing.contents.items():
+            output.add_rows(split, shards.decode(content, self.image))
+        output.add_rejects(self.rule.split, existing.rejects)
+        return output
 
 
 def write_pool(pool: Pool, writer: DatasetWriter, *, keep: bool) -> Iterator[tuple[Output, bool]]:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.commit import write_file
+from pipeline.artifacts.commit import file_entry
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Storage
-from pipeline.data.blocks import group_by_split, iter_shards, rejected_rows, valid_rows
 from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.shards import encode_parquet
 
@@ -28,6 +27,14 @@ REJECTED = "rejected/"
 """The folder of files that list rejected rows: `id` int64, `reason` string."""
 
 _FILE_NAME = re.compile(r"(.+)-(\d+)-([0-9a-f]{12})\.parquet")
+
+
+class Shard(NamedTuple):
+    """The valid rows of a shard by split, and the rejected ones."""
+
+    number: int
+    rows: Mapping[str, pa.Table]
+    rejects: Sequence[RejectedRow]
 
 
 class ShardWriter(ABC):
@@ -56,36 +63,38 @@ class ShardWriter(ABC):
     def encode(self, rows: pa.Table) -> pa.Buffer:
         """Return the file of the valid rows of a shard and a split."""
 
-    def write(self, block: pa.Table) -> list[FileEntry]:
-        """Write the shards of a block, and return the entries of their files.
+    def write(self, shards: Iterable[Shard]) -> list[FileEntry]:
+        """Write shards, and return the entries of their files.
 
-        A thread writes the files of a shard while the next one is encoded.
+        A thread writes a file while the next one is encoded.
         """
         writes = list[Future[FileEntry]]()
         with ThreadPoolExecutor(1) as disk:
-            for number, shard in iter_shards(block):
-                for stem, content, rows in self._files(shard):
-                    name = f"{stem}-{number:0{self.width}}-{_digest(content)}.parquet"
+            for shard in shards:
+                for stem, content, rows in self._encode_files(shard):
                     # An error ends the task now, and no more than two files are in memory.
                     if writes:
                         writes[-1].result()
-                    write = disk.submit(
-                        write_file, self.storage, self.folder, name, content, rows=rows
-                    )
-                    writes.append(write)
+                    writes.append(disk.submit(self._store, stem, shard.number, content, rows))
         return [write.result() for write in writes]
+
+    def _encode_files(self, shard: Shard) -> Iterator[tuple[str, pa.Buffer, int]]:
+        """Yield the stem, the content and the number of rows of each file of a shard."""
+        for split, rows in shard.rows.items():
+            if len(rows) or self.keep_empty:
+                yield self.stems[split], self.encode(rows), len(rows)
+        if shard.rejects:
+            yield self.rejected_stem, _encode_rejects(shard.rejects), len(shard.rejects)
+
+    def _store(self, stem: str, number: int, content: pa.Buffer, rows: int) -> FileEntry:
+        entry = file_entry("", content, rows=rows)
+        path = f"{stem}-{number:0{self.width}}-{entry.sha256[:12]}.parquet"
+        self.storage.write(f"{self.folder}/{path}".lstrip("/"), content)
+        return entry.model_copy(update={"path": path})
 
     def describe(self, existing: ExistingShard) -> object:
         """Return what the driver needs of a shard that an earlier attempt wrote."""
         return existing.entries
-
-    def _files(self, shard: pa.Table) -> Iterator[tuple[str, pa.Buffer, int]]:
-        """Yield the stem, the content and the number of rows of each file of a shard."""
-        for split, rows in group_by_split(valid_rows(shard), list(self.stems)).items():
-            if len(rows) or self.keep_empty:
-                yield self.stems[split], self.encode(rows), len(rows)
-        if rejects := rejected_rows(shard):
-            yield self.rejected_stem, _encode_rejects(rejects), len(rejects)
 
     def find_existing(self) -> dict[int, list[str]]:
         """Return the files that earlier attempts wrote, by number."""
@@ -132,10 +141,6 @@ class ExistingShard(NamedTuple):
     entries: Sequence[FileEntry]
     contents: Mapping[str, bytes]
     rejects: Sequence[RejectedRow]
-
-
-def _digest(content: pa.Buffer) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _encode_rejects(rejects: Sequence[RejectedRow]) -> pa.Buffer:

@@ -63,10 +63,10 @@ class SplitRule:
         if self.column:
             block = self._split_by_column(block, self.column)
         elif self.drawn:
-            names = np.full(len(hashes), self.split, object)
+            indices = np.full(len(hashes), SPLITS.index(self.split), np.int8)
             for split, own in self.drawn.items():
-                names[np.isin(hashes, validation.common(hashes, own))] = split
-            block = blocks.set_column(block, blocks.SPLIT, pa.array(names, pa.string()))
+                indices[np.isin(hashes, validation.common(hashes, own))] = SPLITS.index(split)
+            block = blocks.set_column(block, blocks.SPLIT, blocks.to_splits(indices, SPLITS))
         block = blocks.with_errors(block, self._find_repeated(block, hashes))
         return blocks.set_column(block, HASH, pa.array(hashes))
 
@@ -79,8 +79,8 @@ class SplitRule:
             if name is None
         }
         block = blocks.with_errors(block, unknown)
-        known = pa.array([name or self.split for name in names], pa.string())
-        return blocks.set_column(block, blocks.SPLIT, known)
+        indices = np.array([SPLITS.index(name or self.split) for name in names], np.int8)
+        return blocks.set_column(block, blocks.SPLIT, blocks.to_splits(indices, SPLITS))
 
     def _find_repeated(self, block: pa.Table, hashes: UInt64Array) -> dict[int, str]:
         """Return the rows whose images stand in a later split (test leakage)."""

@@ -141,7 +141,7 @@ class _Writing:
             for split, stats in output.stats.items():
                 self.stats[split].add(stats)
             for split, own in output.hashes.items():
-                hashes[split].append(own)
+                hashes[split] += own
         self.hashes |= {split: np.concatenate(parts) for split, parts in hashes.items()}
 
     def delete_new(self) -> None:

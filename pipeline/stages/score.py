@@ -8,7 +8,7 @@ the scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import ray.data
@@ -27,7 +27,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.readers.rows import Rows
 from pipeline.data.resume import restore_shards
 from pipeline.data.scoring_inputs import open_input
-from pipeline.data.shard_writer import REJECTED, ShardWriter
+from pipeline.data.shard_writer import REJECTED, Shard, ShardWriter
 from pipeline.data.shards import encode_parquet
 from pipeline.data.streaming import stream, to_block, to_result
 from pipeline.errors import DataError, SettingError
@@ -189,7 +189,7 @@ class ScoresWriter(ShardWriter):
     keep_empty = True
 
     def encode(self, rows: pa.Table) -> pa.Buffer:
-        return encode_parquet(rows.drop_columns(list(blocks.OWN)).combine_chunks())
+        return encode_parquet(rows)
 
 
 class Scorer:
@@ -202,26 +202,31 @@ class Scorer:
         self.predictor = Predictor(storage, find_model(storage, model), device=settings.device)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rejects = blocks.rejected_rows(block)
-        if rejects and self.settings.on_bad_row == "fail":
-            examples = "; ".join(f"row {row.id}: {row.reason}" for row in rejects[:5])
-            raise DataError(
-                f"{len(rejects):,} of {len(block):,} rows cannot be scored: "
-                f"{examples}. Fix them, or set them aside with --on-bad-row quarantine."
-            )
-        return to_block(to_result(len(block), self.writer.write(self._score(block))))
+        entries = self.writer.write(self._iter_shards(block))
+        return to_block(to_result(len(block), entries))
 
-    def _score(self, block: pa.Table) -> pa.Table:
-        """Return a block with scores in place of images; those of rejected rows mean nothing."""
-        images = blocks.images(block)
+    def _iter_shards(self, block: pa.Table) -> Iterator[Shard]:
+        for number, rows in blocks.iter_shards(block):
+            rejects = blocks.rejected_rows(rows)
+            if rejects and self.settings.on_bad_row == "fail":
+                examples = "; ".join(f"row {row.id}: {row.reason}" for row in rejects[:5])
+                raise DataError(
+                    f"{len(rejects):,} of {len(rows):,} rows cannot be scored: "
+                    f"{examples}. Fix them, or set them aside with --on-bad-row quarantine."
+                )
+            yield Shard(number, {INPUT: self._score(blocks.valid_rows(rows))}, rejects)
+
+    def _score(self, rows: pa.Table) -> pa.Table:
+        """Return rows with scores in place of images."""
+        images = blocks.images(rows)
         # If there are no rows, one empty batch gives the columns their types.
         starts = range(0, max(len(images), 1), BATCH_ROWS)
         predictions = concat_predictions(
             [self.predictor.predict(images[start : start + BATCH_ROWS]) for start in starts]
         )
         scores = _score_columns(predictions, probabilities=self.settings.probabilities)
-        others = {name: block[name] for name in block.column_names if name not in ("id", "image")}
-        return pa.table({"id": block["id"], **scores, **others})
+        others = {name: rows[name] for name in self.settings.columns}
+        return pa.table({"id": rows["id"], **scores, **others})
 
 
 def _score_columns(predictions: Predictions, *, probabilities: bool) -> dict[str, pa.Array]:
