@@ -42,7 +42,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
     """
     storage = Storage(settings.root)
     data = settings.data
-    source = open_source(data)
+    source = open_source(data, force=settings.force)
     version = _version(source, data)
     folder = f"datasets/{source.name}/{version}"
     existing = None if settings.force else find(storage, folder, DatasetManifest)

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline.artifacts.commit import find, read_file, write_file
-from pipeline.artifacts.manifests import FileEntry, RunManifest
+from pipeline.artifacts.manifests import ArtifactFile, FileEntry, RunManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ArtifactDamaged
 from pipeline.models.mlp import Mlp
@@ -25,7 +25,7 @@ from pipeline.training.run_state import CHECKPOINTS
 
 MAX_CHECKPOINTS = 2
 
-_INDEX = TypeAdapter(tuple[FileEntry, ...])
+_INDEX = TypeAdapter(tuple[ArtifactFile, ...])
 
 
 class TrainState(NamedTuple):
