@@ -2,5 +2,6 @@
 
 The bottom package: every stage writes its artifact through it, and reads those of earlier stages.
 Modules in reading order: `storage` (atomic files), `manifests` (what an artifact records),
-`commit` (write files, then the manifest), `registry` (model versions and aliases).
+`commit` (write files, then the manifest), `replacement` (`--force`), `registry` (model versions and
+aliases).
 """
