@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.contract import ImageSpec
+from pipeline.contract import MAX_PARITY_DIFFERENCE, ImageSpec
+from pipeline.errors import ArtifactDamaged
 
 MAJOR, MINOR = 1, 1
 """Version of the artifacts' format.
@@ -118,7 +119,7 @@ class RunManifest(Manifest):
     kind: Literal["run"] = "run"
     """Kind of artifact."""
     run: Name
-    """Recipe and digest of the dataset and the settings."""
+    """Recipe and digest of what decides the result: dataset, settings, device, code format."""
     dataset: Ref
     """The dataset, NAME/VERSION."""
     image: ImageSpec
@@ -128,7 +129,8 @@ class RunManifest(Manifest):
     device: str
     """`cpu` or `cuda`."""
     metrics: tuple[dict[str, float], ...]
-    """One entry per epoch: loss, accuracy, validation loss and accuracy, images/s, waiting time."""
+    """One entry per epoch: loss, accuracy, validation loss and accuracy, images/s, waiting time,
+    and the workers that computed it: their number, and the CPUs of each."""
     checkpoint: Annotated[str, Field(pattern=rf"^{PATH.pattern}$")]
     """Path of the checkpoint that holds the final weights."""
 
@@ -173,12 +175,33 @@ class ModelManifest(Manifest):
     """The output tensors."""
     parity_max_difference: float
     """Largest difference of a probability between onnxruntime and torch on `test`."""
+    parity_rows: int | None = None
+    """Number of rows of `test` on which they were compared; null in old manifests: all."""
+    parity_changed: int | None = None
+    """Number of these rows whose predicted class differs; null in old manifests: not counted."""
+    weights: Literal["float32", "uint8"] = Field(
+        default_factory=lambda fields: (
+            "float32" if fields["parity_max_difference"] <= MAX_PARITY_DIFFERENCE else "uint8"
+        )
+    )
+    """How the first layer's weights are stored; the others are float32. Old manifests do not say,
+    but only rounded weights differ by more than 1e-5."""
     training: dict[str, Any]
     """The settings of training."""
 
     @property
     def ref(self) -> str:
         return f"{self.name}/{self.version}"
+
+    @property
+    def onnx(self) -> FileEntry:
+        """Return the entry of the ONNX file. Raise ArtifactDamaged if the manifest lists none."""
+        for entry in self.files:
+            if entry.path.endswith(".onnx"):
+                return entry
+        raise ArtifactDamaged(
+            f"The manifest of model {self.ref} lists no ONNX file. Export it again with --force."
+        )
 
 
 class EvaluationManifest(Manifest):
@@ -191,6 +214,8 @@ class EvaluationManifest(Manifest):
     """Kind of artifact."""
     model: Ref
     """The model version, NAME/VERSION."""
+    version: str = ""
+    """Digest of the model's file, the dataset and the report's format; empty in old manifests."""
     dataset: Ref
     """The dataset, NAME/VERSION."""
     metrics: dict[str, dict[str, Any]]
@@ -199,6 +224,11 @@ class EvaluationManifest(Manifest):
     @property
     def ref(self) -> str:
         return self.model
+
+    @property
+    def report(self) -> FileEntry:
+        """Return the entry of the report."""
+        return next(entry for entry in self.files if entry.path.endswith(".html"))
 
 
 class ScoresManifest(Manifest):

@@ -101,8 +101,8 @@ def _summarize(
     storage = Storage(settings.root)
     folder = storage.display(registry.model_folder(model.name, model.version))
     console.print(
-        f"model   {folder}/model.onnx\n"
-        f"report  {folder}/report.html\n"
+        f"model   {folder}/{model.onnx.path}\n"
+        f"report  {folder}/{evaluation.report.path}\n"
         f"scores  {storage.display(f'scores/{model.ref}')}\n",
     )
     if model.caveat:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,9 @@ def save(storage: Storage, folder: str, state: TrainState) -> FileEntry:
     entry = write_file(storage, folder, name, data)
     newest_first = (entry, *(old for old in _index(storage, folder) if old != entry))
     storage.write(f"{folder}/{CHECKPOINTS}", _INDEX.dump_json(newest_first[:MAX_CHECKPOINTS]))
-    finished = find(storage, folder, RunManifest)
+    finished = None
+    with suppress(ArtifactDamaged):
+        finished = find(storage, folder, RunManifest)
     for old in newest_first[MAX_CHECKPOINTS:]:
         if not finished or old.path != finished.checkpoint:
             storage.delete(f"{folder}/{old.path}")
