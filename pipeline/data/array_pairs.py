@@ -27,7 +27,7 @@ KINDS = {
 
 
 class ArrayName(NamedTuple):
-    """What the name of an array says: its data set, split and kind (`images` or `labels`)."""
+    """The data set, the split, and the kind (`images` or `labels`) in the name of an array."""
 
     prefix: str
     split: str

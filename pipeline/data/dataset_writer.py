@@ -35,9 +35,9 @@ from pipeline.data.validation import SplitStats
 
 @dataclass
 class Output:
-    """What a task wrote: the entries of files, and statistics and hashes of images by split.
+    """The entries of files that tasks wrote, and statistics and hashes of images by split.
 
-    There are no hashes of `train`: no split comes before it, so nothing is compared with them.
+    Hashes of `train` are left out: nothing is compared with them, as no split comes before it.
     """
 
     entries: list[FileEntry] = field(default_factory=list)

@@ -21,7 +21,7 @@ LabelCounts: TypeAlias = Mapping[Label, int]
 
 
 def count_labels(labels: Labels) -> LabelCounts:
-    """Return how often each label occurs. Nulls and negative numbers are no labels."""
+    """Return how often each label occurs, without nulls and negative numbers."""
     if isinstance(labels, np.ndarray):
         unique, counts = np.unique(labels, return_counts=True)
         pairs = list(zip(unique.tolist(), counts.tolist(), strict=True))

@@ -17,7 +17,9 @@ def storage(tmp_path: Path) -> Storage:
 
 def write(replacement: Replacement, *contents: bytes) -> EvaluationManifest:
     files = [replacement.write(f"{n}.html", content) for n, content in enumerate(contents)]
-    return EvaluationManifest(model="m/0", dataset="d/0", metrics={}, files=tuple(files))
+    return EvaluationManifest(
+        model="m/0123456789ab", dataset="d/0123456789ab", metrics={}, files=tuple(files)
+    )
 
 
 def build(storage: Storage, *contents: bytes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.artifacts.commit import load
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Evaluate, Export
@@ -63,7 +64,9 @@ def test_the_pages_say_how_weights_are_stored_and_what_was_checked(
         (0.01, "weights are rounded to uint8. On all .* in at most 0.2 % of predictions"),
     ],
 )
-def test_a_version_of_an_older_manifest_is_described(difference: float, claim: str) -> None:
+def test_a_version_of_an_older_manifest_is_described(
+    tmp_path: Path, difference: float, claim: str
+) -> None:
     """Read the fields of version 0.1.0, which said neither how weights are stored nor the rows."""
     old = {
         "format": 1,
@@ -83,7 +86,9 @@ def test_a_version_of_an_older_manifest_is_described(difference: float, claim: s
         "parity_max_difference": difference,
         "training": {"hidden_sizes": [16]},
     }
-    model = ModelManifest.model_validate_json(json.dumps(old))
+    storage = Storage(str(tmp_path))
+    storage.write("m/manifest.json", json.dumps(old).encode())
+    model = load(storage, "m", ModelManifest)
     assert model.onnx.path == "model.onnx"
     with pytest.raises(ArtifactDamaged, match="lists no ONNX file"):
         model.model_copy(update={"files": model.files[1:]}).onnx  # noqa: B018
