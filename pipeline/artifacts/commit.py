@@ -13,12 +13,16 @@ import pyarrow as pa
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from pipeline.artifacts import file_table
 from pipeline.artifacts.manifests import MAJOR, MINOR, FileEntry, Manifest
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import VERSION
 from pipeline.errors import ArtifactDamaged, ArtifactMissing, ArtifactTooNew
 
 M = TypeVar("M", bound=Manifest)
+
+MAX_LISTED = 10_000
+"""Entries that a field of a manifest lists itself; more are in a table beside it."""
 
 
 def digest(*values: object) -> str:
@@ -86,6 +90,7 @@ def _check_digest(storage: Storage, folder: str, entry: FileEntry, sha256: str, 
 
 def commit(storage: Storage, folder: str, manifest: Manifest) -> None:
     """Make an artifact visible, as a whole, after its files have been written."""
+    manifest = _move_to_tables(storage, folder, manifest)
     fields = manifest.model_dump_json(indent=2).removeprefix("{")
     header = f'{{\n  "format": "{MAJOR}.{MINOR}",\n  "written_by": "{VERSION}",'
     storage.write(_join(folder, manifest.file_name), f"{header}{fields}\n".encode())
@@ -107,12 +112,36 @@ def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
         if not isinstance(fields, dict):
             raise ValueError("it is not a JSON object")
         is_newer = _check_format(storage.display(path), fields)
-        return kind.model_validate(fields, extra="ignore" if is_newer else None)
+        manifest = kind.model_validate(fields, extra="ignore" if is_newer else None)
+        return _read_tables(storage, folder, manifest)
     except ValueError as error:
         raise ArtifactDamaged(
             f"{storage.display(path)} is not a valid manifest: {_describe(error)}. "
             "Build the artifact again with --force."
         ) from None
+
+
+def _move_to_tables(storage: Storage, folder: str, manifest: M) -> M:
+    """Write fields of very many entries as tables; return the manifest that names these."""
+    tables = dict[str, FileEntry]()
+    for name in type(manifest).fields_of_entries:
+        entries = getattr(manifest, name)
+        if len(entries) > MAX_LISTED:
+            table = file_table.encode(entries)
+            digits = hashlib.sha256(table).hexdigest()[:12]
+            path = f"{name}-{digits}.parquet"
+            tables[name] = write_file(storage, folder, path, table, rows=len(entries))
+    return manifest.model_copy(update={"tables": tables, **dict.fromkeys(tables, ())})
+
+
+def _read_tables(storage: Storage, folder: str, manifest: M) -> M:
+    """Return the manifest with the entries of its tables. Raise ValueError if one is not valid."""
+    fields = dict[str, tuple[FileEntry, ...]]()
+    for name, entry in manifest.tables.items():
+        if name not in type(manifest).fields_of_entries:
+            raise ValueError(f"tables: {name!r} is not a field of entries")
+        fields[name] = file_table.decode(read_file(storage, folder, entry))
+    return manifest.model_copy(update=fields)
 
 
 def _check_format(name: str, fields: dict[str, object]) -> bool:

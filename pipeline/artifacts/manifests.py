@@ -8,6 +8,7 @@ out of the artifact's folder.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -39,10 +40,11 @@ Ref = Annotated[str, Field(pattern=rf"^{NAME}/{VERSION_DIGITS}$")]
 """NAME/VERSION of a dataset or a model."""
 
 
-class FileEntry(BaseModel):
-    """A file of an artifact, or of its input."""
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of an artifact, or of its input. There may be millions, so it has slots."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     path: str
     """Path relative to the manifest or the input."""
@@ -54,13 +56,14 @@ class FileEntry(BaseModel):
     """Number of rows, if the file has rows."""
 
 
-def _check_path(entry: FileEntry) -> FileEntry:
+def check_path(entry: FileEntry) -> FileEntry:
+    """Return the entry. Raise ValueError if its path may lead out of the artifact's folder."""
     if not PATH.fullmatch(entry.path):
         raise ValueError(f"the path {entry.path!r} may lead out of the artifact's folder")
     return entry
 
 
-ArtifactFile = Annotated[FileEntry, AfterValidator(_check_path)]
+ArtifactFile = Annotated[FileEntry, AfterValidator(check_path)]
 """The entry of a file inside an artifact's folder; that of an input may have any name."""
 
 
@@ -73,11 +76,14 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     file_name: ClassVar[str] = "manifest.json"
     create_command: ClassVar[str]
+    fields_of_entries: ClassVar[tuple[str, ...]] = ("files",)
 
     caveat: str = ""
     """A warning that belongs beside every figure taken from the artifact."""
     files: tuple[ArtifactFile, ...] = ()
     """The files of the artifact."""
+    tables: dict[str, ArtifactFile] = {}
+    """By field, the Parquet table of its entries, if there are too many for this file."""
 
     def file(self, path: str) -> FileEntry:
         """Return the entry of a file that the manifest lists."""
@@ -235,6 +241,7 @@ class ScoresManifest(Manifest):
     """`--output` of `score`: Parquet shards of predictions; rows in = rows scored + rejected."""
 
     create_command: ClassVar[str] = "python -m pipeline score"
+    fields_of_entries: ClassVar[tuple[str, ...]] = ("files", "inputs")
 
     kind: Literal["scores"] = "scores"
     """Kind of artifact."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from pipeline.artifacts.commit import commit, file_entry, find
 from pipeline.artifacts.manifests import FileEntry, Manifest
@@ -28,7 +29,7 @@ class Replacement:
         entry = file_entry(path, data)
         if any(old.path == path and old.sha256 != entry.sha256 for old in self._old):
             stem, dot, extension = path.rpartition(".")
-            entry = entry.model_copy(update={"path": f"{stem}-{entry.sha256[:12]}{dot}{extension}"})
+            entry = replace(entry, path=f"{stem}-{entry.sha256[:12]}{dot}{extension}")
         self._storage.write(f"{self._folder}/{entry.path}", data)
         return entry
 

@@ -86,10 +86,22 @@ class ShardTask:
 def plan_tasks(
     plan: Plan, split: str, *, columns: Sequence[str] = (), numbers: Sequence[int] | None = None
 ) -> list[ShardTask]:
-    """Divide the shards of a plan, or those with these numbers, among tasks."""
+    """Divide the shards of a plan, or those with these numbers, among tasks of the cluster."""
+    return divide(plan, split, num_cpus=resources.num_cpus(), columns=columns, numbers=numbers)
+
+
+def divide(
+    plan: Plan,
+    split: str,
+    *,
+    num_cpus: int,
+    columns: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
+) -> list[ShardTask]:
+    """Divide the shards of a plan, or those with these numbers, among tasks for so many CPUs."""
     numbers = range(plan.num_shards) if numbers is None else numbers
     shard_bytes = max(1, min(plan.rows_per_shard, plan.num_rows) * _row_bytes(plan))
-    num_tasks = TASKS_PER_CPU * resources.num_cpus()
+    num_tasks = TASKS_PER_CPU * num_cpus
     size = min(MAX_SHARDS_PER_TASK, TASK_BYTES // shard_bytes, len(numbers) // num_tasks)
     size = max(1, size)
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -126,9 +127,7 @@ def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> Ta
     verify_file(root, folder, entry)
     shape = dataset.image.shape
     image = ImageColumn("image", shape, shape, None, (*shape, 1), AS_IS)
-    return TableReader(
-        root, entry.model_copy(update={"path": path}), image, fingerprint, own_ids=True
-    )
+    return TableReader(root, replace(entry, path=path), image, fingerprint, own_ids=True)
 
 
 def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader]:

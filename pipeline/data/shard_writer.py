@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -90,7 +91,7 @@ class ShardWriter(ABC):
         entry = file_entry("", content, rows=rows)
         path = f"{stem}-{number:0{self.width}}-{entry.sha256[:12]}.parquet"
         self.storage.write(f"{self.folder}/{path}".lstrip("/"), content)
-        return entry.model_copy(update={"path": path})
+        return replace(entry, path=path)
 
     def describe(self, existing: ExistingShard) -> object:
         """Return what the driver needs of a shard that an earlier attempt wrote."""

@@ -24,6 +24,7 @@ from pipeline.contract import Predictions, concat_predictions
 from pipeline.data import blocks
 from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
 from pipeline.data.plan import Plan
+from pipeline.data.readers.image_folder import digest_of
 from pipeline.data.readers.rows import Rows
 from pipeline.data.resume import restore_shards
 from pipeline.data.scoring_inputs import open_input
@@ -108,7 +109,7 @@ def _check_existing(
     settings: Score, output: Storage, existing: ScoresManifest, expected: ScoresManifest
 ) -> None:
     """Raise SettingError for other scores, DataError if rows were rejected that must not be."""
-    if existing.model_copy(update={"files": (), "rejected": 0}) != expected:
+    if existing.model_copy(update={"files": (), "tables": {}, "rejected": 0}) != expected:
         raise SettingError(
             f"--output {output.display()!r} holds scores of other input, model or settings. "
             "Give another folder, or replace them with --force."
@@ -133,7 +134,11 @@ def _write_scores(
 ) -> tuple[FileEntry, ...]:
     """Write the shards; return their entries and those of the rejects."""
     # The digest is in the names, so shards of other input, model or settings are never reused.
-    name = digest(expected.model_dump(mode="json"), settings.on_bad_row)
+    name = digest(
+        expected.model_dump(mode="json", exclude={"inputs"}),
+        digest_of(expected.inputs),
+        settings.on_bad_row,
+    )
     plan = Plan(rows, 0, rows.num_rows, settings.rows_per_shard)
     plan.require_bounded()
     writer = ScoresWriter(output, "", {INPUT: f"part-{name}"}, f"part-{name}", plan.num_shards)

@@ -6,6 +6,7 @@ Ray Train starts the workers and connects them with torch.distributed. Nothing h
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -62,7 +63,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     if worker.rank != 0:
         return {}
     entry = checkpoints.save(job.storage, job.folder, state)
-    return {"metrics": worker.metrics, "checkpoint": entry.model_dump()}
+    return {"metrics": worker.metrics, "checkpoint": asdict(entry)}
 
 
 class Worker:
