@@ -27,7 +27,7 @@ KINDS = {
 
 
 class ArrayName(NamedTuple):
-    """What the name of an array says: its data set, split and kind (`images` or `labels`)."""
+    """The data set, split and kind (`images` or `labels`) that the name of an array says."""
 
     prefix: str
     split: str

@@ -78,17 +78,29 @@ class Pool:
         """Return the positions of each split's rows; a row of no split is rejected."""
         names = np.full(len(hashes), self.split, object)
         if self.column:
-            words = batch.columns[self.column].cast(pa.string()).to_pylist()
+            words = _text(batch.columns[self.column], self.column)
             names = np.array([_split_in_column(word) for word in words], object)
             reasons = {
-                int(row): f"column {self.column} is {words[row]!r}, which is none of {WORDS}"
-                for row in np.flatnonzero(names == None)  # noqa: E711
+                row: f"column {self.column} is {repr(words[row])[:99]}, which is none of {WORDS}"
+                for row in range(len(words))
+                if names[row] is None
             }
             batch, hashes = batch.drop(reasons), np.delete(hashes, list(reasons))
             names = np.delete(names, list(reasons))
         for split, own in reversed(list(self.drawn.items())):
             names[np.isin(hashes, validation.common(hashes, own))] = split
         return batch, hashes, {split: np.flatnonzero(names == split) for split in self.splits}
+
+
+def _text(column: pa.ChunkedArray, name: str) -> list[str | None]:
+    try:
+        words: list[str | None] = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException:
+        raise DataError(
+            f"--data.split-by {name!r}: the column is of the type {column.type}, but it must hold "
+            f"one of {WORDS}."
+        ) from None
+    return words
 
 
 def _split_in_column(word: str | None) -> str | None:

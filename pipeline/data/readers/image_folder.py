@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import UInt8Array
-from pipeline.artifacts.commit import file_entry
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage, parallel_map
 from pipeline.contract import AS_IS, Preparation
@@ -21,6 +20,12 @@ from pipeline.images.prepare import prepare_file
 
 IMAGES_PER_READER = 100
 """Files of one reader: its entry holds the digest of all of them."""
+
+FILES_AT_A_TIME = 32
+"""Files that are in memory before they are decoded."""
+
+MAX_FILE_BYTES = 1 << 27
+"""Bytes of an image file: the largest image (see `decode.MAX_PIXELS`) without compression."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -42,6 +47,10 @@ class ImageFolderReader:
 
     max_runs = 64
 
+    @property
+    def bytes_per_row(self) -> int:
+        return self.shape[0] * self.shape[1]
+
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(*self.paths)
 
@@ -51,18 +60,39 @@ class ImageFolderReader:
                 f"Image files have no column {other[0]!r}, only {PATH_COLUMN!r}. Leave it out."
             )
         paths = self.paths[begin:end]
-        images = np.zeros((len(paths), *self.shape), np.uint8)
-        reasons = dict[int, str]()
-        contents = parallel_map(self.storage.read, paths)
-        for row, (path, content) in enumerate(zip(paths, contents, strict=True)):
-            try:
-                images[row] = decode_file(content, self.preparation, self.shape)
-            except DataError as error:
-                reasons[row] = f"{path}: {error}"
+        images, reasons = decode_files(
+            self._contents(paths), len(paths), self.preparation, self.shape
+        )
+        reasons = {row: f"{paths[row]}: {reason}" for row, reason in reasons.items()}
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None if self.labels is None else np.array(self.labels[begin:end], np.int64)
         extra = pa.table({PATH_COLUMN: pa.array(paths, pa.string())} if columns else {})
         return RowBatch(ids, images, labels, extra).drop(reasons)
+
+    def _contents(self, paths: Sequence[str]) -> Iterator[bytes]:
+        for start in range(0, len(paths), FILES_AT_A_TIME):
+            yield from parallel_map(
+                lambda path: _read(self.storage, path), paths[start : start + FILES_AT_A_TIME]
+            )
+
+
+def read_image(file: pa.NativeFile, size: int) -> bytes:
+    """Return so many bytes of an image file; only its beginning if it is too large for one."""
+    return bytes(file.read(min(size, MAX_FILE_BYTES)))
+
+
+def decode_files(
+    contents: Iterable[bytes], count: int, preparation: Preparation, shape: tuple[int, int]
+) -> tuple[UInt8Array, dict[int, str]]:
+    """Return the pixels of so many image files, uint8 (N, height, width), and why one has none."""
+    images = np.zeros((count, *shape), np.uint8)
+    reasons = dict[int, str]()
+    for row, content in enumerate(contents):
+        try:
+            images[row] = decode_file(content, preparation, shape)
+        except DataError as error:
+            reasons[row] = str(error)
+    return images, reasons
 
 
 def decode_file(
@@ -93,13 +123,13 @@ def open_image_folder(
     `size` is that of the dataset or model; if there is none, the first file that can be decoded
     decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.
     """
-    contents = ((storage.display(path), storage.read(path)) for path in paths)
+    contents = ((storage.display(path), _read(storage, path)) for path in paths)
     shape = size or first_shape(contents, preparation)
     readers = []
     for start in range(0, len(paths), IMAGES_PER_READER):
         own_paths = tuple(paths[start : start + IMAGES_PER_READER])
         fingerprint = storage.fingerprint(*own_paths)
-        files = parallel_map(lambda path: file_entry(path, storage.read(path)), own_paths)
+        files = parallel_map(lambda path: _entry(storage, path), own_paths)
         entry = FileEntry(
             path=folder,
             bytes=sum(file.bytes for file in files),
@@ -113,6 +143,17 @@ def open_image_folder(
             )
         )
     return readers
+
+
+def _read(storage: Storage, path: str) -> bytes:
+    with storage.open(path) as file:
+        return read_image(file, file.size())
+
+
+def _entry(storage: Storage, path: str) -> FileEntry:
+    with storage.open(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=None)
 
 
 def first_shape(contents: Iterable[tuple[str, bytes]], preparation: Preparation) -> tuple[int, int]:

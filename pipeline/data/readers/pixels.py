@@ -11,6 +11,7 @@ from pipeline.arrays import UInt8Array
 from pipeline.contract import PIXEL_MAX, Preparation
 from pipeline.errors import DataError
 from pipeline.images.decode import require_grey
+from pipeline.images.prepare import prepare_arrays
 
 LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in grey, of 65,536: those of Pillow's mode L."""
@@ -75,6 +76,25 @@ def to_images(
                 reasons.setdefault(row, str(error))
     grey = (pixels.astype(np.uint32) @ np.array(LUMA, np.uint32) + (1 << 15)) >> 16
     return grey.astype(np.uint8)
+
+
+def prepare_rows(
+    images: UInt8Array,
+    preparation: Preparation,
+    shape: tuple[int, int],
+    reasons: dict[int, str],
+) -> UInt8Array:
+    """Return images of this shape; add the positions of rows that cannot be fitted to `reasons`."""
+    try:
+        return prepare_arrays(images, preparation, shape)
+    except DataError:
+        prepared = np.zeros((len(images), *shape), np.uint8)
+    for row in range(len(images)):
+        try:
+            prepared[row] = prepare_arrays(images[row : row + 1], preparation, shape)[0]
+        except DataError as error:
+            reasons.setdefault(row, str(error))
+    return prepared
 
 
 def _to_uint8(
