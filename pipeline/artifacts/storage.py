@@ -131,10 +131,12 @@ class Storage:
 
     def files(self, path: str = "") -> list[str]:
         """Return the files of a folder and its subfolders, sorted; none if it does not exist."""
-        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-        with _explained("read", self.display(path)):
-            infos = self._fs.get_file_info(selector)
         start = len(self._base.rstrip("/")) + 1
+        with _explained("read", self.display(path)):
+            if self.is_local:
+                return sorted(file[start:] for file in _local_files(self._full(path)))
+            selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
+            infos = self._fs.get_file_info(selector)
         return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
@@ -202,6 +204,32 @@ def _space_advice(path: str) -> str:
     folder = next(parent for parent in Path(path).parents if parent.exists())
     free = shutil.disk_usage(folder).free
     return f" {free:,} bytes are free there. Free some space, then run the same command again."
+
+
+def _local_files(folder: str) -> Iterator[str]:
+    """Yield the files of a folder and its subfolders; a link to a folder above it is not followed.
+
+    pyarrow follows such links until paths are too long. Raise StorageError if a name is not UTF-8.
+    """
+    waiting = [(folder, frozenset[tuple[int, int]]())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            continue
+        for entry in entries:
+            # Python shows other bytes as surrogates, which have no UTF-8.
+            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+                raise StorageError(f"A file name is not UTF-8: {ascii(entry.path)}. Rename it.")
+            if entry.is_dir():
+                waiting.append((entry.path, above | {identity}))
+            elif entry.is_file():
+                yield entry.path
 
 
 def _write_local(path: Path, data: bytes | pa.Buffer) -> None:

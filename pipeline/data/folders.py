@@ -75,8 +75,8 @@ class Folder:
         absent = sorted(set(self.split_list) - set(paths))
         if absent:
             raise DataError(
-                f"--data.split-by lists {len(absent):,} paths that are no data in "
-                f"{self.storage.display()} ({absent[0][:99]!r} ...). Paths are relative to it."
+                f"--data.split-by lists {len(absent):,} paths that {self.storage.display()} lacks "
+                f"({absent[0][:99]!r} ...). Paths are relative to it."
             )
         others = [path for path in paths if path not in self.split_list]
         say_skipped(self.storage, others, "as --data.split-by does not list them")

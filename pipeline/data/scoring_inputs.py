@@ -179,13 +179,13 @@ def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader
         return [open_tar(storage, path, **options)]
     if is_table(start) or suffix.endswith((*TABLE_SUFFIXES, ".csv")):
         open_rows = open_csv if suffix.endswith(".csv") else open_table
-        reader = open_rows(storage, path, expected=image.shape, **options)
+        reader = open_rows(storage, path, hint=image.shape, **options)
         return [reader] if reader else []
     member = ""
     if suffix.endswith(".npz"):
         member = _only_member(storage, path)
     images = open_array_file(storage, path, member)
-    return [open_arrays(images, None, expected=image.shape, **options)]
+    return [open_arrays(images, None, hint=image.shape, **options)]
 
 
 def _only_member(storage: Storage, path: str) -> str:

@@ -170,15 +170,15 @@ def open_arrays(
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
-    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
     transposed: bool = False,
 ) -> ArrayReader:
     """Return the reader of verified arrays.
 
-    `size` is that of the dataset, if its images are fitted; `expected`, if flat images in the file
-    have it. Raise DataError if the arrays are not images, or do not belong together.
+    `size` is that of the dataset, if its images are fitted; `hint` that of flat images, if
+    it has as many pixels. Raise DataError if the arrays are not images, or do not belong together.
     """
-    axes = image_axes(images.shape[1:], images.name, expected)
+    axes = image_axes(images.shape[1:], images.name, hint=hint or size)
     _check_values(images)
     if labels:
         _check_labels(images, labels)
@@ -194,7 +194,8 @@ def open_array_file(storage: Storage, path: str, member: str = "") -> ArrayFile:
     fingerprint = storage.fingerprint(path)
     with storage.open(path) as file:
         size = file.size()
-        name = f"{path}[{member}]" if member else path
+        shown = storage.display(path)
+        name = f"{shown}[{member}]" if member else shown
         info = array_format.verify(
             cast(BinaryIO, file), name=name, compressed_bytes=size, member=member
         )

@@ -160,12 +160,12 @@ def open_csv(
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
-    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
 ) -> CsvReader | None:
     """Read a file once, and return its reader; None if it has no rows.
 
-    `size` is that of the dataset, if its images are fitted; `expected` that of the pixels, if they
-    are not a square. Raise DataError, which names the file, if it does not hold rows of pixels.
+    `size` is that of the dataset, if its images are fitted; `hint` that of the pixels, if it
+    has as many. Raise DataError, which names the file, if it does not hold rows of pixels.
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
     with storage.open(path) as file, as_data_error(name, "CSV"):
@@ -185,7 +185,7 @@ def open_csv(
             f"{name} has no columns of pixels, whose names end in a number, such as pixel0. Its "
             f"columns are {', '.join(names[:9])[:99]}."
         )
-    axes = image_axes((len(pixels),), name, expected)
+    axes = image_axes((len(pixels),), name, hint=hint or size)
     first_row = dict(zip(names, values, strict=False))
     return CsvReader(
         storage,

@@ -22,7 +22,7 @@ LabelCounts: TypeAlias = Mapping[Label, int]
 
 
 MAX_LABELS = 100_000
-"""More different labels are no classes: they would fill the memory."""
+"""A column of more different labels does not hold classes, and would fill the memory."""
 
 MAX_NUMBER = 1 << 63
 """Labels are int64."""

@@ -18,24 +18,28 @@ LUMA = (19595, 38470, 7471)
 
 
 def image_axes(
-    shape: tuple[int, ...], name: str, expected: tuple[int, int] | None = None
+    shape: tuple[int, ...],
+    name: str,
+    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
 ) -> tuple[int, int, int]:
     """Return height, width and channels (1 or 3) of an image of this shape; see `to_images`.
 
-    A flat image has the `expected` height and width, or is square. Raise DataError for other
-    shapes.
+    A flat image has the `expected` height and width; otherwise those of the `hint`, if it has so
+    many pixels, or is a square. Raise DataError for other shapes.
     """
     match shape:
         case (pixels,):
+            if expected is None and hint and prod(hint) == pixels:
+                expected = hint
             side = isqrt(pixels)
             if expected is None and side * side == pixels:
                 expected = side, side
             if expected is None or prod(expected) != pixels:
                 size = "a square" if expected is None else f"{expected[0]} x {expected[1]}"
                 raise DataError(
-                    f"{name}: images have {pixels} pixels, which is not {size}. Put `height` and "
-                    "`width` into the metadata of the schema, save images of two axes, or give "
-                    "other images."
+                    f"{name}: images have {pixels} pixels, which is not {size}. Give their size "
+                    "with --data.size, or as `height` and `width` in the metadata of the schema."
                 )
             return *expected, 1
         case (height, width):

@@ -77,21 +77,21 @@ def image_column(
     *,
     preparation: Preparation,
     size: tuple[int, int] | None,
-    expected: tuple[int, int] | None,
+    hint: tuple[int, int] | None,
 ) -> ImageColumn:
     """Describe the column of images, by its type, the schema's metadata, or its first valid image.
 
     `values` are the column's arrays, read only if needed. `size` is that of the dataset, if its
-    images are fitted; `expected` that of raw pixels, if nothing else says it. Raise DataError if
+    images are fitted; `hint` that of raw pixels, if nothing else says it. Raise DataError if
     the column has none of the supported forms, or if the sizes contradict each other.
     """
-    kind = field.type
+    kind, expected = field.type, None
     if b"height" in metadata and b"width" in metadata:
         expected = int(metadata[b"height"]), int(metadata[b"width"])
 
     def numbers(stored: tuple[int, ...], order: tuple[int, ...] | None = None) -> ImageColumn:
         logical = tuple(stored[axis] for axis in order) if order else stored
-        axes = image_axes(logical, f"{name}, column `{field.name}`", expected)
+        axes = image_axes(logical, f"{name}, column `{field.name}`", expected, hint)
         return ImageColumn(field.name, size or axes[:2], stored, order, axes, preparation)
 
     if isinstance(kind, pa.BaseExtensionType):

@@ -185,12 +185,12 @@ def open_table(
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
-    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
 ) -> TableReader | None:
     """Verify a file and return its reader; None if it has no rows.
 
-    `size` is that of the dataset, if its images are fitted; `expected` that of raw pixels, if the
-    file itself does not say. Raise DataError, which names the file, if it is not a table of images.
+    `size` is that of the dataset, if its images are fitted; `hint` that of raw pixels, if the file
+    does not say it and it has as many. Raise DataError, which names the file, if it is not a table of images.
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
     with storage.open(path) as file, as_data_error(name, "a table"):
@@ -213,7 +213,7 @@ def open_table(
             (batch.column(0) for batch in table.batches_from(0, [image_name], ROWS_PER_BATCH)),
             preparation=preparation,
             size=size,
-            expected=expected,
+            hint=hint or size,
         )
         if min(column.shape) < 1:
             raise DataError(f"{name}: images of column `{image_name}` are {column.shape}.")

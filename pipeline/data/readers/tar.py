@@ -37,7 +37,7 @@ LABEL_SUFFIXES = (".cls", ".label", ".txt")
 MAX_LABEL_BYTES = 1000
 
 MAX_HEADER_BYTES = 1 << 20
-"""Of the names and attributes of one member. Headers say their size themselves."""
+"""Bytes of the names and attributes of one member, whose size the file itself says."""
 
 CHUNK_BYTES = 1 << 20
 
@@ -117,7 +117,7 @@ def open_tar(
 ) -> TarReader:
     """Read a file once, and return its reader.
 
-    Members that are no image files or labels are skipped, which is said. Raise DataError, which
+    Members that are neither image files nor labels are skipped, and said. Raise DataError, which
     names the file, if it is not a tar of image files, if a name is repeated, or if only some images
     have labels.
     """
