@@ -158,7 +158,7 @@ HUGE = (
 
 @dataclass
 class OddTree:
-    """The files of a folder, and its links: targets by path. `unreadable` are paths without mode."""
+    """The files of a folder, links with their targets, and paths that nobody may read."""
 
     files: Tree
     links: dict[str, str] = field(default_factory=dict)

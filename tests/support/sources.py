@@ -53,9 +53,10 @@ def write_idx(
     seed: int = 0,
 ) -> Path:
     """Write a pair of IDX files of images of the classes 0 and 1; return the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / images).write_bytes(idx_format.encode(noise(count, seed)))
-    (folder / labels).write_bytes(idx_format.encode(np.arange(count, dtype=np.uint8) % 2))
+    arrays = {images: noise(count, seed), labels: np.arange(count, dtype=np.uint8) % 2}
+    for name, array in arrays.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(idx_format.encode(array))
     return folder
 
 
@@ -63,9 +64,8 @@ def table(count: int = 12, seed: int = 0, metadata: Any = None, **columns: Any) 
     """Return a table of raw pixels, and of the labels 0 and 1 unless others are given."""
     pixels = [image.tobytes() for image in noise(count, seed)]
     data = {"image": pa.array(pixels, pa.binary(SIDE * SIDE)), "label": np.arange(count) % 2}
-    made = pa.table({**data, **columns})
     encoded = {name: json.dumps(value) for name, value in (metadata or {}).items()}
-    return made.replace_schema_metadata(encoded or None)
+    return pa.table({**data, **columns}).replace_schema_metadata(encoded or None)
 
 
 def write_parquet(path: Path, count: int = 12, seed: int = 0, **columns: Any) -> Path:

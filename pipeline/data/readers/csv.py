@@ -135,7 +135,7 @@ class CsvReader:
         last = bisect_left(self.marks.rows, end)
         first_row, last_row = self.marks.rows[first], self.marks.rows[last]
         start, stop = self.marks.positions[first], self.marks.positions[last]
-        with as_data_error(self.name, "CSV"), self.storage.open(self.entry.path) as file:
+        with self.storage.open(self.entry.path) as file, as_data_error(self.name, "CSV"):
             require_unchanged(self)
             file.seek(start)
             table = _parse_lines(file.read(stop - start), self.names, self._types(), only)

@@ -142,7 +142,11 @@ def open_table_file(file: pa.NativeFile, starts: Sequence[int] = ()) -> TableFil
     file.seek(0)
     if start.startswith(PARQUET):
         return ParquetTable(file)
-    return ArrowTable(file, starts) if start == ARROW_FILE else ArrowStream(file, starts)
+    if start == ARROW_FILE:
+        return ArrowTable(file, starts)
+    if start.startswith(ARROW_STREAM):
+        return ArrowStream(file, starts)
+    raise ValueError("it begins neither as Parquet nor as Arrow IPC does")
 
 
 class TableStream:

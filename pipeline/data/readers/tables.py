@@ -134,7 +134,7 @@ class TableReader:
     def count_labels(self) -> LabelCounts:
         """Return how often each label occurs."""
         counts = Counter[Label]()
-        with as_data_error(self.name, "a table"), self.storage.open(self.entry.path) as file:
+        with self.storage.open(self.entry.path) as file, as_data_error(self.name, "a table"):
             for batch in open_table_file(file, self.starts).batches_from(
                 0, [cast(str, self.label)], None
             ):
@@ -190,7 +190,8 @@ def open_table(
     """Verify a file and return its reader; None if it has no rows.
 
     `size` is that of the dataset, if its images are fitted; `hint` that of raw pixels, if the file
-    does not say it and it has as many. Raise DataError, which names the file, if it is not a table of images.
+    does not say it and it has as many. Raise DataError, which names the file, if it is not a table
+    of images.
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
     with storage.open(path) as file, as_data_error(name, "a table"):
