@@ -122,12 +122,15 @@ class Storage:
 
     def is_folder(self, path: str) -> bool:
         """Return whether `path` is a folder; on an object store, a prefix of files."""
-        kind = self._fs.get_file_info(self._full(path)).type
+        with _explained("read", self.display(path)):
+            kind = self._fs.get_file_info(self._full(path)).type
         return bool(kind == fs.FileType.Directory)
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file of this path."""
-        return bool(self._fs.get_file_info(self._full(path)).type == fs.FileType.File)
+        with _explained("read", self.display(path)):
+            kind = self._fs.get_file_info(self._full(path)).type
+        return bool(kind == fs.FileType.File)
 
     def files(self, path: str = "") -> list[str]:
         """Return the files of a folder and its subfolders, sorted; none if it does not exist."""

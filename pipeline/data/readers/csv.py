@@ -42,6 +42,9 @@ PIXEL_NAME = re.compile(r"\d$")
 """Columns of pixels end in a number: `pixel0`, `28x28`."""
 
 
+NO_LABEL = "the label is missing or not an integer from 0"
+
+
 class Marks(NamedTuple):
     """Rows at which parsing may begin, ascending, and their positions in bytes; last is the end."""
 
@@ -97,8 +100,12 @@ class CsvReader:
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.label and self.classes:
-            labels, unknown = index_labels(self._labels(table), self.classes)
-            reasons |= unknown
+            values = self._labels(table)
+            labels, unknown = index_labels(values, self.classes)
+            reasons |= {
+                row: NO_LABEL if values[row] in (None, -1) else reason
+                for row, reason in unknown.items()
+            }
         return RowBatch(ids, images, labels, table.select(list(columns))).drop(reasons)
 
     @property

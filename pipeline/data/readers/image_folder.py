@@ -72,7 +72,7 @@ class ImageFolderReader:
     def _contents(self, paths: Sequence[str]) -> Iterator[bytes]:
         for start in range(0, len(paths), FILES_AT_A_TIME):
             yield from parallel_map(
-                lambda path: _read(self.storage, path), paths[start : start + FILES_AT_A_TIME]
+                lambda path: read_file(self.storage, path), paths[start : start + FILES_AT_A_TIME]
             )
 
 
@@ -123,7 +123,7 @@ def open_image_folder(
     `size` is that of the dataset or model; if there is none, the first file that can be decoded
     decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.
     """
-    contents = ((storage.display(path), _read(storage, path)) for path in paths)
+    contents = ((storage.display(path), read_file(storage, path)) for path in paths)
     shape = size or first_shape(contents, preparation)
     readers = []
     for start in range(0, len(paths), IMAGES_PER_READER):
@@ -145,7 +145,8 @@ def open_image_folder(
     return readers
 
 
-def _read(storage: Storage, path: str) -> bytes:
+def read_file(storage: Storage, path: str) -> bytes:
+    """Return the content of an image file, or only its beginning, as `read_image` does."""
     with storage.open(path) as file:
         return read_image(file, file.size())
 
