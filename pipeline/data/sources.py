@@ -173,6 +173,7 @@ def _unpack(profile: Profile, folder: Path) -> None:
 def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
     """Open a folder of source files, or a single file."""
     storage = Storage(location)
+    shown = storage.display()
     if storage.is_folder(""):
         paths = data_files(storage)
     else:
@@ -181,8 +182,7 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
         paths = [name] if name and storage.exists(name) else []
     if not paths:
         raise DataError(
-            f"--data.source {storage.display()!r} holds no files. Give a folder or a file of "
-            "images."
+            f"--data.source {shown!r} holds no files. Give a folder or a file of images."
         )
     split_list, split_column = None, data.split_by
     if data.split_by and data.split_by.lower().endswith(LIST_SUFFIXES):
