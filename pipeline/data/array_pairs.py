@@ -79,9 +79,9 @@ def find_pairs(storage: Storage, paths: Sequence[str], profile: Profile | None) 
     if not complete:
         return {}
     if len(complete) > 1:
-        names = ", ".join(name or "(without a name)" for name in sorted(complete))
+        prefixes = ", ".join(prefix or "(without a name)" for prefix in sorted(complete))
         raise DataError(
-            f"{storage.display()} holds the arrays of several data sets: {names}. Give a folder "
+            f"{storage.display()} holds the arrays of several data sets: {prefixes}. Give a folder "
             "with those of one."
         )
     ((prefix, splits),) = complete.items()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data, Preprocess, Score
+from pipeline.data.scoring_inputs import open_input
 from pipeline.data.sources import open_source
 from pipeline.errors import UserError
 from pipeline.stages.preprocess import preprocess
@@ -36,38 +38,43 @@ def root(ray_session: None, tmp_path: Path) -> Path:
     return tmp_path
 
 
+S = TypeVar("S")
+M = TypeVar("M")
+
+
+def result_of(stage: Callable[[S], M], stage_settings: S) -> M | None:
+    """Run a stage; return None if it is refused in one line. Any other exception fails the test."""
+    try:
+        return stage(stage_settings)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
+    return None
+
+
 def check(tree: OddTree, data: dict[str, Any], on_bad_row: Any, root: Path) -> None:
     source = root / f"source-{next(_numbers)}"
     tree.write(source)
-    settings_of_data = Data(
-        name="odd", source=str(source), on_bad_row=on_bad_row, rows_per_shard=5, **data
-    )
-    try:
-        dataset = preprocess(Preprocess(root=str(root), data=settings_of_data))
-    except UserError as error:
-        assert "\n" not in str(error)
-    else:
-        rejected = sum(
-            entry.rows or 0 for entry in dataset.files if entry.path.startswith("rejected/")
-        )
-        rows = sum(rows.num_rows for rows in open_source(settings_of_data).splits.values())
-        assert sum(dataset.rows.values()) + rejected == rows
-    output = root / f"scores-{source.name}"
+    common = {"on_bad_row": on_bad_row, "rows_per_shard": 5}
+    own_data = Data(name="odd", source=str(source), **common, **data)
+    dataset = result_of(preprocess, Preprocess(root=str(root), data=own_data))
+    if dataset:
+        files = [file for file in dataset.files if file.path.startswith("rejected/")]
+        rejected = sum(file.rows or 0 for file in files)
+        rows_in = sum(rows.num_rows for rows in open_source(own_data).splits.values())
+        assert sum(dataset.rows.values()) + rejected == rows_in
     scoring = Score(
         root=str(root),
         model="stripes/production",
         input=(str(source),),
-        output=str(output),
-        on_bad_row=on_bad_row,
-        rows_per_shard=5,
+        output=str(root / f"scores-{source.name}"),
         num_workers=1,
+        **common,
     )
-    try:
-        scores = score(scoring)
-    except UserError as error:
-        assert "\n" not in str(error)
-    else:
-        assert sum(entry.rows or 0 for entry in scores.files) == scores.rows
+    scores = result_of(score, scoring)
+    if scores:
+        rows = open_input(Storage(str(root)), scoring.input, scores.image)
+        assert sum(file.rows or 0 for file in scores.files) == scores.rows == rows.num_rows
 
 
 CASES = (odd_trees(), st.sampled_from(OPTIONS), st.sampled_from(["fail", "quarantine"]))

@@ -165,7 +165,7 @@ class OddTree:
     unreadable: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Write what fits into one folder: a path that another takes as a folder is left out."""
+        """Write the tree; a path that another one takes as a folder is left out."""
         folder.mkdir(parents=True)
         for path, content in self.files.items():
             target = folder / path

@@ -48,8 +48,8 @@ def read_all(source: Source, split: str) -> tuple[Any, Any]:
 def idx_in_folders(folder: Path) -> None:
     """Write folders called as the files in them, beside files with a dot in place of a dash."""
     for split in ("train", "t10k"):
-        names = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
-        write_idx(folder, *(f"{name}/{name}" for name in names), seed=1)
+        images, labels = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
+        write_idx(folder, f"{images}/{images}", f"{labels}/{labels}", seed=1)
 
 
 def write_qmnist(folder: Path) -> None:
@@ -71,8 +71,9 @@ def write_four_npz(folder: Path) -> None:
 
 def write_one_npz(folder: Path) -> None:
     labels = np.arange(12) % 2
-    arrays = {"x_train": noise(12), "y_train": labels, "x_test": noise(12, 1), "y_test": labels}
-    np.savez_compressed(folder / "mnist.npz", **arrays)
+    np.savez_compressed(
+        folder / "mnist.npz", x_train=noise(12), y_train=labels, x_test=noise(12, 1), y_test=labels
+    )
 
 
 def write_npy(folder: Path) -> None:
