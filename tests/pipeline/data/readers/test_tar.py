@@ -32,7 +32,7 @@ def read_all(reader: TarReader) -> RowBatch:
 
 
 def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, bytes]:
-    """Return a member that is no file."""
+    """Return a link, a device or a folder."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info, b""
@@ -132,18 +132,18 @@ def test_members_that_do_not_fit_are_refused(
         open_members(tmp_path, members)
 
 
-@pytest.mark.parametrize("at", [0, 100, 512, 700, 1536, 5120, 10_240, -10_000, -512, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize("length", [0, 100, 512, 700, 1536, 5120, 10_240, -10_000, -512, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, length: int) -> None:
     """Also where a member ends: otherwise rows would be missing without a word."""
     path = write_tar(tmp_path / "x.tar")
     content = path.read_bytes()
-    path.write_bytes(content[:at])
+    path.write_bytes(content[:length])
     try:
         reader = open_tar(Storage(str(tmp_path)), "x.tar")
     except DataError:
         return
     # The last kilobytes are padding.
-    assert at in (-512, -1)
+    assert length in (-512, -1)
     assert reader.entry.rows == 12
 
 
