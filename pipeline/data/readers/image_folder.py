@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ from pipeline.images.prepare import prepare_file
 
 IMAGES_PER_READER = 100
 """Files of one reader: its entry holds the digest of all of them."""
+
+READ_THREADS = 8
+
+SMALL_FILE_BYTES = 1 << 20
 
 FILES_AT_A_TIME = 32
 """Files that are in memory before they are decoded."""
@@ -70,10 +75,11 @@ class ImageFolderReader:
         return RowBatch(ids, images, labels, extra).drop(reasons)
 
     def _contents(self, paths: Sequence[str]) -> Iterator[bytes]:
-        for start in range(0, len(paths), FILES_AT_A_TIME):
-            yield from parallel_map(
-                lambda path: read_file(self.storage, path), paths[start : start + FILES_AT_A_TIME]
-            )
+        # Few threads: to start one costs as much as to read ten small files.
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for start in range(0, len(paths), FILES_AT_A_TIME):
+                batch = paths[start : start + FILES_AT_A_TIME]
+                yield from list(threads.map(lambda path: read_file(self.storage, path), batch))
 
 
 def read_image(file: pa.NativeFile, size: int) -> bytes:
@@ -125,21 +131,26 @@ def open_image_folder(
     """
     contents = ((storage.display(path), read_file(storage, path)) for path in paths)
     shape = size or first_shape(contents, preparation)
+    parts = [
+        paths[start : start + IMAGES_PER_READER]
+        for start in range(0, len(paths), IMAGES_PER_READER)
+    ]
+    # Before the files are read: a change during that is noticed later.
+    fingerprints = [storage.fingerprint(*part) for part in parts]
+    files = iter(parallel_map(lambda path: _entry(storage, path), paths))
     readers = []
-    for start in range(0, len(paths), IMAGES_PER_READER):
-        own_paths = tuple(paths[start : start + IMAGES_PER_READER])
-        fingerprint = storage.fingerprint(*own_paths)
-        files = parallel_map(lambda path: _entry(storage, path), own_paths)
+    for part, fingerprint in zip(parts, fingerprints, strict=True):
+        own = [next(files) for _ in part]
         entry = FileEntry(
             path=folder,
-            bytes=sum(file.bytes for file in files),
-            sha256=digest_of(files),
-            rows=len(files),
+            bytes=sum(file.bytes for file in own),
+            sha256=digest_of(own),
+            rows=len(own),
         )
-        own_labels = tuple(labels[path] for path in own_paths) if labels else None
+        own_labels = tuple(labels[path] for path in part) if labels else None
         readers.append(
             ImageFolderReader(
-                storage, entry, shape, fingerprint, own_paths, preparation, own_labels
+                storage, entry, shape, fingerprint, tuple(part), preparation, own_labels
             )
         )
     return readers
@@ -153,8 +164,11 @@ def read_file(storage: Storage, path: str) -> bytes:
 
 def _entry(storage: Storage, path: str) -> FileEntry:
     with storage.open(path) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=None)
+        size = file.size()
+        # `file_digest` allocates a buffer, which costs more than to read a small file.
+        small = size <= SMALL_FILE_BYTES
+        sha256 = hashlib.sha256(file.read()) if small else hashlib.file_digest(file, "sha256")
+        return FileEntry(path=path, bytes=size, sha256=sha256.hexdigest())
 
 
 def first_shape(contents: Iterable[tuple[str, bytes]], preparation: Preparation) -> tuple[int, int]:
