@@ -9,6 +9,9 @@ import numpy as np
 UInt8Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 """Images (N, height, width) of raw pixels, or labels (N,)."""
 
+Int8Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int8]]
+"""Indices of splits (N,)."""
+
 Int64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 """Ids or labels (N,)."""
 

@@ -76,6 +76,11 @@ def require_visible(paths: Collection[str]) -> None:
         )
 
 
+def num_cpus() -> int:
+    """Return the number of whole CPUs of the cluster, at least 1."""
+    return max(1, _count(ray.cluster_resources(), "CPU"))
+
+
 def num_free_cpus() -> int:
     """Return the number of whole free CPUs, at least 1."""
     return max(1, _count(ray.available_resources(), "CPU"))

@@ -4,6 +4,7 @@ Used by the stages `preprocess` and `score`; training reads the shards. Modules 
 `catalog` and `download` (named data sets), `layout` (which files are data, and of which split),
 `folders` and `array_pairs` (the form of a folder's files), `classes`, `sources` (all of a source),
 `scoring_inputs`, `readers` (a package), `draw` and `splits` (rows -> `train`, `val`, `test`),
-`plan` (rows -> shards), `validation`, `shards` (the format of datasets), `partitions` (shards are
-written, on Ray Data), `contact_sheet`.
+`plan` (rows -> shards), `blocks` and `datasource` (rows as Datasets of Ray), `validation`, `shards`
+(the format of datasets), `shard_writer` and `resume` (blocks -> files), `dataset_writer` and
+`streaming` (all of this as tasks of Ray Data), `contact_sheet`.
 """

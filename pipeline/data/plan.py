@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -40,21 +41,21 @@ class Plan:
     def num_rows(self) -> int:
         return self.stop - self.start
 
-    @property
+    @cached_property
     def num_shards(self) -> int:
         return -(-self._num_runs // self._runs_per_shard)
 
-    @property
+    @cached_property
     def _runs_per_shard(self) -> int:
         if self.seed is None:
             return 1
         return min(self.rows_per_shard, *(reader.max_runs for reader in self.rows.readers))
 
-    @property
+    @cached_property
     def _run_rows(self) -> int:
         return self.rows_per_shard // self._runs_per_shard
 
-    @property
+    @cached_property
     def _num_runs(self) -> int:
         return -(-self.num_rows // self._run_rows)
 
@@ -67,13 +68,20 @@ class Plan:
 
     def shard_rows(self, number: int) -> int:
         """Return the number of rows of a shard."""
-        return sum(end - begin for begin, end in self.ranges(number))
+        rows = len(range(number, self._num_runs, self.num_shards)) * self._run_rows
+        if (self._num_runs - 1) % self.num_shards == number:
+            rows -= self._num_runs * self._run_rows - self.num_rows
+        return rows
 
     def read(self, number: int, columns: Sequence[str] = ()) -> RowBatch:
-        """Return the rows of a shard, with these additional columns."""
+        """Return the rows of a shard, with these additional columns.
+
+        Raise DataError if a file was changed since it was opened.
+        """
         batch = concat_batches(
             [self.rows.read(begin, end, columns) for begin, end in self.ranges(number)]
         )
+        self.rows.require_unchanged(self.ranges(number))
         if self.seed is None:
             return batch
         return batch.take(np.random.default_rng([self.seed, number]).permutation(len(batch.ids)))

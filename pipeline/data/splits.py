@@ -6,8 +6,7 @@ assigned one by one: drawn by image (see `draw`), or by a column.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,28 +15,27 @@ import pyarrow as pa
 
 from pipeline.arrays import Int64Array, UInt64Array
 from pipeline.config import Data
-from pipeline.console import progress, warn
-from pipeline.data import draw, validation
+from pipeline.console import warn
+from pipeline.data import blocks, draw, validation
+from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
 from pipeline.data.layout import SPLITS, WORDS, split_of
-from pipeline.data.partitions import map_shards
 from pipeline.data.plan import Plan
-from pipeline.data.readers.rows import RejectedRow, RowBatch, Rows
+from pipeline.data.readers.rows import Rows
 from pipeline.data.sources import Source
+from pipeline.data.streaming import stream, to_block, to_result
 from pipeline.errors import DataError, SettingError
+
+HASH = "_hash"
+"""The column of the hashes of images, uint64."""
+
+REPEATED = "the image stands in a later split"
 
 NO_HASHES: UInt64Array = np.zeros(0, np.uint64)
 
 
-class SplitRows(NamedTuple):
-    """Valid rows of one split, and the hash of each image."""
-
-    batch: RowBatch
-    hashes: UInt64Array
-
-
 @dataclass(frozen=True)
-class Pool:
-    """Rows of a source that are written together, and how they are assigned to splits.
+class SplitRule:
+    """How rows that are read together are assigned to splits.
 
     A row is of the split in `drawn` whose sorted hashes hold its image; or, if there is a `column`,
     of the split that it names; otherwise of `split`. `later_hashes` are, by split, the sorted
@@ -45,51 +43,61 @@ class Pool:
     """
 
     split: str
-    plan: Plan
     drawn: Mapping[str, UInt64Array] = field(default_factory=dict)
     column: str | None = None
     later_hashes: Mapping[str, UInt64Array] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that rows of the pool may belong to, in order."""
+        """The splits that rows may belong to, in order."""
         if self.column:
             return SPLITS
         return tuple(split for split in SPLITS if split == self.split or split in self.drawn)
 
-    def read(self, number: int) -> tuple[dict[str, SplitRows], list[RejectedRow]]:
-        """Return the valid rows of a shard by split, and all its rejected rows."""
-        batch = self.plan.read(number, (self.column,) if self.column else ())
-        batch, hashes = validation.reject_single_colors(batch)
-        batch, hashes, positions = self._assign(batch, hashes)
-        rejects = list(batch.rejects)
-        by_split = dict[str, SplitRows]()
-        for split, rows in positions.items():
-            own = replace(batch.take(rows), rejects=())
-            later = self.later_hashes.get(split, NO_HASHES)
-            valid, own_hashes = validation.reject_repeated(own, hashes[rows], later)
-            rejects += valid.rejects
-            by_split[split] = SplitRows(valid, own_hashes)
-        return by_split, rejects
-
-    def _assign(
-        self, batch: RowBatch, hashes: UInt64Array
-    ) -> tuple[RowBatch, UInt64Array, dict[str, Int64Array]]:
-        """Return the positions of each split's rows; a row of no split is rejected."""
-        names = np.full(len(hashes), self.split, object)
+    def apply(self, block: pa.Table) -> pa.Table:
+        """Return a block with the split and the hash of each row, and the errors of invalid rows:
+        images of one colour, of no split, or that stand in a later split."""
+        images = blocks.images(block)
+        hashes = validation.hash_images(images)
+        block = blocks.with_errors(block, validation.find_single_colors(images, hashes))
         if self.column:
-            words = _text(batch.columns[self.column], self.column)
-            names = np.array([_split_in_column(word) for word in words], object)
-            reasons = {
-                row: f"column {self.column} is {repr(words[row])[:99]}, which is none of {WORDS}"
-                for row in range(len(words))
-                if names[row] is None
-            }
-            batch, hashes = batch.drop(reasons), np.delete(hashes, list(reasons))
-            names = np.delete(names, list(reasons))
-        for split, own in reversed(list(self.drawn.items())):
-            names[np.isin(hashes, validation.common(hashes, own))] = split
-        return batch, hashes, {split: np.flatnonzero(names == split) for split in self.splits}
+            block = self._split_by_column(block, self.column)
+        elif self.drawn:
+            indices = np.full(len(hashes), SPLITS.index(self.split), np.int8)
+            for split, own in self.drawn.items():
+                indices[np.isin(hashes, validation.common(hashes, own))] = SPLITS.index(split)
+            block = blocks.set_column(block, blocks.SPLIT, blocks.to_splits(indices, SPLITS))
+        block = blocks.with_errors(block, self._find_repeated(block, hashes))
+        return blocks.set_column(block, HASH, pa.array(hashes))
+
+    def _split_by_column(self, block: pa.Table, column: str) -> pa.Table:
+        words = _text(block[column], column)
+        names = [_split_in_column(word) for word in words]
+        unknown = {
+            row: f"column {column} is {repr(words[row])[:99]}, which is none of {WORDS}"
+            for row, name in enumerate(names)
+            if name is None
+        }
+        block = blocks.with_errors(block, unknown)
+        indices = np.array([SPLITS.index(name or self.split) for name in names], np.int8)
+        return blocks.set_column(block, blocks.SPLIT, blocks.to_splits(indices, SPLITS))
+
+    def _find_repeated(self, block: pa.Table, hashes: UInt64Array) -> dict[int, str]:
+        """Return the rows whose images stand in a later split (test leakage)."""
+        reasons = dict[int, str]()
+        for split, later in self.later_hashes.items():
+            repeated = np.isin(hashes, validation.common(hashes, later))
+            if repeated.any():
+                own = repeated & (block[blocks.SPLIT].to_numpy() == split)
+                reasons |= dict.fromkeys(np.flatnonzero(own).tolist(), REPEATED)
+        return reasons
+
+
+class Pool(NamedTuple):
+    """Rows of a source that are written together, and how they are assigned to splits."""
+
+    plan: Plan
+    rule: SplitRule
 
 
 def _text(column: pa.ChunkedArray, name: str) -> list[str | None]:
@@ -125,7 +133,7 @@ def make_pools(source: Source, data: Data) -> list[Pool]:
             plan = Plan(*ranges[split], data.rows_per_shard, seed)
             plan.require_bounded()
             column = source.split_column if split == "train" else None
-            pools.append(Pool(split, plan, column=column))
+            pools.append(Pool(plan, SplitRule(split, column=column)))
     return pools
 
 
@@ -166,52 +174,55 @@ def draw_splits(pool: Pool, counts: Mapping[str, Int64Array], seed: int) -> Pool
     """
     total = sum(counts.values(), np.zeros(1, np.int64))
     candidates = dict[int, draw.Candidates]()
-    for result in _map_hashes(pool, "draw", counts=total, seed=seed):
+    for result in _map_pool(pool, "draw", _find_candidates, counts=total, seed=seed):
         for label, own in result.items():
             known = candidates.get(label, draw.Candidates(NO_HASHES, NO_HASHES))
             candidates[label] = draw.merge(known, own, int(total[label]))
-    return replace(pool, drawn=draw.split_candidates(candidates, counts))
+    return pool._replace(rule=replace(pool.rule, drawn=draw.split_candidates(candidates, counts)))
 
 
 def hash_splits(pool: Pool) -> Pool:
     """Read all rows of a pool with a column, and return it with the hashes of later splits."""
     own = {split: [NO_HASHES] for split in SPLITS}
-    for result in _map_hashes(pool, "split", counts=None, seed=0):
+    for result in _map_pool(pool, "split", hashes_by_split):
         for split, hashes in result.items():
             own[split].append(hashes)
     hashes = {split: np.unique(np.concatenate(parts)) for split, parts in own.items()}
     for split in SPLITS:
         if not len(hashes[split]):
-            raise DataError(f"--data.split-by {pool.column!r}: no row is of the split {split!r}.")
+            column = pool.rule.column
+            raise DataError(f"--data.split-by {column!r}: no row is of the split {split!r}.")
     later = {"train": np.union1d(hashes["val"], hashes["test"]), "val": hashes["test"]}
-    return replace(pool, later_hashes=later)
+    return pool._replace(rule=replace(pool.rule, later_hashes=later))
 
 
-def _map_hashes(pool: Pool, title: str, **options: Any) -> Iterator[dict[Any, Any]]:
-    with progress(title, total=pool.plan.num_rows) as show:
-        rows = 0
-        for result in map_shards(pool.plan, _hash_task, fn_kwargs={"pool": pool, **options}):
-            rows += result["rows"]
-            show(rows, "rows")
-            yield pickle.loads(result["result"])
+def hashes_by_split(block: pa.Table) -> dict[str, UInt64Array]:
+    """Return the hashes of the valid rows of a block to which a rule was applied, by split."""
+    rows = blocks.valid_rows(block)
+    names, hashes = rows[blocks.SPLIT].to_numpy(), rows[HASH].to_numpy()
+    return {split: hashes[names == split] for split in SPLITS if (names == split).any()}
 
 
-def _hash_task(
-    item: dict[str, Any], *, pool: Pool, counts: Int64Array | None, seed: int
-) -> list[dict[str, Any]]:
-    """Return, of each shard, the candidates of the draw by label, or the hashes by split."""
-    results = []
-    for number in item["numbers"]:
-        by_split, _ = pool.read(int(number))
-        hashes = {split: rows.hashes for split, rows in by_split.items()}
-        result: dict[Any, Any] = hashes
-        if counts is not None:
-            rows = by_split[pool.split]
-            assert rows.batch.labels is not None
-            result = draw.lowest_ranks(rows.hashes, rows.batch.labels, counts, seed)
-        num_rows = pool.plan.shard_rows(int(number))
-        results.append({"rows": num_rows, "result": pickle.dumps(result)})
-    return results
+def _find_candidates(
+    block: pa.Table, *, counts: Int64Array, seed: int
+) -> dict[int, draw.Candidates]:
+    rows = blocks.valid_rows(block)
+    hashes, labels = rows[HASH].to_numpy(), rows["label"].to_numpy()
+    return draw.lowest_ranks(hashes, labels, counts, seed)
+
+
+def _map_pool(
+    pool: Pool, title: str, function: Callable[..., object], **options: Any
+) -> Iterator[Any]:
+    """Yield what a function returns for each block of a pool to which the rule was applied."""
+    column = pool.rule.column
+    tasks = plan_tasks(pool.plan, pool.rule.split, columns=[column] if column else [])
+
+    def compute(block: pa.Table) -> pa.Table:
+        return to_block(to_result(len(block), function(pool.rule.apply(block), **options)))
+
+    images = read_tasks(tasks)
+    yield from stream(map_blocks(images, compute, tasks), title, pool.plan.num_rows)
 
 
 def _checked(number: int, rows: int) -> int:

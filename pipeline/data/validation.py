@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.arrays import Int64Array, UInt8Array, UInt64Array
 from pipeline.data.classes import MAX_CLASSES
-from pipeline.data.readers.rows import RejectedRow, RowBatch
+from pipeline.data.readers.rows import RejectedRow
 from pipeline.errors import DataError
 
 PIXELS_PER_SUM = 1 << 16
@@ -81,31 +81,21 @@ class SplitStats:
         }
 
 
-def reject_single_colors(batch: RowBatch) -> tuple[RowBatch, UInt64Array]:
-    """Return the rows whose pixels are not all equal, and a hash of each image."""
-    hashes = hash_images(batch.images)
-    num_pixels = prod(batch.images.shape[1:])
+def find_single_colors(images: UInt8Array, hashes: UInt64Array) -> dict[int, str]:
+    """Return the rows whose pixels are all equal, with the reason to reject them.
+
+    `hashes` are those of `hash_images`.
+    """
+    num_pixels = prod(images.shape[1:])
     # Comparing hashes is faster than comparing pixels. Only images with the hash of a single-colour
     # image, which are few, are compared by their pixels.
     candidates = common(hashes, _single_color_hashes(num_pixels))
     reasons = {}
     for row in np.flatnonzero(np.isin(hashes, candidates)):
-        color = batch.images[row, 0, 0]
-        if (batch.images[row] == color).all():
+        color = images[row, 0, 0]
+        if (images[row] == color).all():
             reasons[int(row)] = f"all pixels are {color}"
-    return batch.drop(reasons), np.delete(hashes, list(reasons))
-
-
-def reject_repeated(
-    batch: RowBatch, hashes: UInt64Array, later_hashes: UInt64Array
-) -> tuple[RowBatch, UInt64Array]:
-    """Return the rows whose images do not occur in a later split (test leakage), and their hashes.
-
-    `later_hashes` are sorted.
-    """
-    repeated = np.flatnonzero(np.isin(hashes, common(hashes, later_hashes)))
-    reasons = {int(row): "the image stands in a later split" for row in repeated}
-    return batch.drop(reasons), np.delete(hashes, list(reasons))
+    return reasons
 
 
 def measure(images: UInt8Array, labels: Int64Array) -> SplitStats:

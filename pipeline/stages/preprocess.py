@@ -10,14 +10,11 @@ quarantined.
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.arrays import UInt64Array
 from pipeline.artifacts.commit import commit, digest, find, write_file
@@ -28,15 +25,9 @@ from pipeline.config import Data, Preprocess
 from pipeline.console import say, warn
 from pipeline.contract import ImageSpec
 from pipeline.data import contact_sheet, shards, splits, validation
+from pipeline.data.dataset_writer import DatasetWriter, write_pool
 from pipeline.data.layout import SPLITS
-from pipeline.data.partitions import (
-    REJECTED,
-    EncodedShards,
-    ShardWriter,
-    find_existing,
-    write_shards,
-)
-from pipeline.data.readers.rows import RejectedRow
+from pipeline.data.shard_writer import REJECTED
 from pipeline.data.sources import Source, open_source
 from pipeline.data.splits import NO_HASHES, Pool
 from pipeline.data.validation import SplitStats
@@ -120,10 +111,11 @@ def _complete(
 ) -> Pool:
     """Return a pool that knows its later splits; `hashes` are those of the pools written before."""
     later = np.sort(np.concatenate([NO_HASHES, *hashes.values()]))
-    pool = replace(pool, later_hashes=dict.fromkeys(SPLITS, later))
-    if pool.column:
+    rule = replace(pool.rule, later_hashes=dict.fromkeys(SPLITS, later))
+    pool = pool._replace(rule=rule)
+    if rule.column:
         return splits.hash_splits(pool)
-    if pool.split == "train" and counts:
+    if rule.split == "train" and counts:
         return splits.draw_splits(pool, counts, data.seed)
     return pool
 
@@ -140,86 +132,22 @@ class _Writing:
 
     def write(self, pool: Pool) -> None:
         """Write the shards of a pool."""
-        stems = [*(f"{split}/part" for split in pool.splits), f"{REJECTED}{pool.split}-part"]
-        existing = {} if self.force else find_existing(self.storage, self.folder, stems)
-        writer = ShardWriter(self.storage, self.folder, pool.plan, stems, existing)
-        hashes = [NO_HASHES]
-        for entries, encoded, result in write_shards(
-            pool.plan,
-            _write_task,
-            f"write {pool.split}",
-            fn_kwargs={"writer": writer, "pool": pool, "image": self.image},
-        ):
-            self.entries += entries
-            if encoded:
-                self._new += [entry.path for entry in entries]
-            stats, own_hashes = pickle.loads(result)
-            for split, own in stats.items():
-                self.stats[split].add(own)
-            hashes.append(own_hashes)
-        # No split comes before `train`, so nothing is compared with its hashes.
-        if pool.split != "train":
-            self.hashes[pool.split] = np.concatenate(hashes)
+        writer = DatasetWriter(self.storage, self.folder, self.image, pool)
+        hashes: dict[str, list[UInt64Array]] = {split: [NO_HASHES] for split in pool.rule.splits}
+        for output, is_new in write_pool(pool, writer, keep=not self.force):
+            self.entries += output.entries
+            if is_new:
+                self._new += [entry.path for entry in output.entries]
+            for split, stats in output.stats.items():
+                self.stats[split].add(stats)
+            for split, own in output.hashes.items():
+                hashes[split] += own
+        self.hashes |= {split: np.concatenate(parts) for split, parts in hashes.items()}
 
     def delete_new(self) -> None:
         """Delete the files that were written now."""
         for path in self._new:
             self.storage.delete(f"{self.folder}/{path}")
-
-
-def _write_task(
-    item: dict[str, Any], *, writer: ShardWriter, pool: Pool, image: ImageSpec
-) -> list[dict[str, Any]]:
-    """Write the shards of a task."""
-
-    def encode(number: int) -> EncodedShards:
-        by_split, rejects = pool.read(number)
-        labeled = dict[str, shards.LabeledImages]()
-        for split, (batch, _) in by_split.items():
-            assert batch.labels is not None
-            labels = batch.labels.astype(np.uint8)
-            if len(labels):
-                labeled[f"{split}/part"] = shards.LabeledImages(batch.ids, batch.images, labels)
-        files = {
-            stem: (shards.encode(rows, image), len(rows.ids)) for stem, rows in labeled.items()
-        }
-        return EncodedShards(files, rejects, _describe(pool, labeled, rejects))
-
-    def restore(contents: Mapping[str, bytes]) -> bytes:
-        labeled = {
-            stem: shards.decode(content, image)
-            for stem, content in contents.items()
-            if not stem.startswith(REJECTED)
-        }
-        rejects = [
-            row
-            for stem, content in contents.items()
-            if stem.startswith(REJECTED)
-            for row in _read_rejects(content)
-        ]
-        return _describe(pool, labeled, rejects)
-
-    return writer.write([int(number) for number in item["numbers"]], encode, restore)
-
-
-def _describe(
-    pool: Pool, labeled: Mapping[str, shards.LabeledImages], rejects: Sequence[RejectedRow]
-) -> bytes:
-    """Return the statistics of each split, and the hashes of all images unless it is `train`."""
-    stats = {
-        stem.partition("/")[0]: validation.measure(rows.images, rows.labels.astype(np.int64))
-        for stem, rows in labeled.items()
-    }
-    stats.setdefault(pool.split, SplitStats()).add(validation.measure_rejects(rejects))
-    hashes = [NO_HASHES]
-    if pool.split != "train":
-        hashes += [validation.hash_images(rows.images) for rows in labeled.values()]
-    return pickle.dumps((stats, np.concatenate(hashes)))
-
-
-def _read_rejects(content: bytes) -> list[RejectedRow]:
-    table = pq.read_table(pa.BufferReader(content), use_threads=False)
-    return [RejectedRow(**row) for row in table.to_pylist()]
 
 
 def _add_summary(

@@ -2,12 +2,13 @@
 
     python -m pipeline score --input digits.parquet --output scores/
 
-Each actor of a pool holds a predictor. It reads a range of rows of the input, and writes its shard.
+Each actor of a pool holds a predictor. Its tasks read some shards of the input, predict, and write
+the scores.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import ray.data
@@ -20,19 +21,20 @@ from pipeline.cluster import connection, resources
 from pipeline.config import Score
 from pipeline.console import say, warn
 from pipeline.contract import Predictions, concat_predictions
-from pipeline.data.partitions import (
-    REJECTED,
-    EncodedShards,
-    ShardWriter,
-    find_existing,
-    write_shards,
-)
+from pipeline.data import blocks
+from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
 from pipeline.data.plan import Plan
-from pipeline.data.readers.rows import RowBatch, Rows
+from pipeline.data.readers.rows import Rows
+from pipeline.data.resume import restore_shards
 from pipeline.data.scoring_inputs import open_input
+from pipeline.data.shard_writer import REJECTED, Shard, ShardWriter
 from pipeline.data.shards import encode_parquet
+from pipeline.data.streaming import stream, to_block, to_result
 from pipeline.errors import DataError, SettingError
-from pipeline.models.predictor import Device, Predictor
+from pipeline.models.predictor import Predictor
+
+INPUT = "input"
+"""The name of all rows of the input in blocks, in place of a split's."""
 
 BATCH_ROWS = 4096
 
@@ -90,14 +92,14 @@ def score(settings: Score) -> ScoresManifest:
 
 
 def _check_columns(settings: Score) -> None:
-    """Raise SettingError if a column of the input has the name of a column of scores."""
-    own = {"id", "prediction", "confidence"}
+    """Raise SettingError if a column of the input has a name that scores or blocks use."""
+    own = {"id", "image", "prediction", "confidence", *blocks.OWN}
     if settings.probabilities:
         own.add("probabilities")
     for name in settings.columns:
         if name in own:
             raise SettingError(
-                f"--columns {name!r}: scores already have a column of this name. Leave it out, or "
+                f"--columns {name!r}: this name is used for a column of scores. Leave it out, or "
                 "rename the column of the input."
             )
 
@@ -134,71 +136,101 @@ def _write_scores(
     name = digest(expected.model_dump(mode="json"), settings.on_bad_row)
     plan = Plan(rows, 0, rows.num_rows, settings.rows_per_shard)
     plan.require_bounded()
-    stems = (f"part-{name}", f"{REJECTED}part-{name}")
-    existing = {} if settings.force else find_existing(output, "", stems)
+    writer = ScoresWriter(output, "", {INPUT: f"part-{name}"}, f"part-{name}", plan.num_shards)
     with connection.connected():
         resources.require_shared(output)
         resources.require_visible(rows.local_paths)
-        workers = min(settings.num_workers or resources.num_free_cpus(), plan.num_shards)
-        gpus = 1 if settings.device == "cuda" else 0
-        resources.require(cpus=workers, gpus=gpus * workers)
-        results = write_shards(
-            plan,
-            Scorer,
-            "score",
-            fn_constructor_kwargs={
-                "writer": ShardWriter(output, "", plan, stems, existing),
-                "predictor": (storage, expected.model, settings.device),
-                "settings": settings,
-            },
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-            num_gpus=gpus or None,
-        )
-        entries = [entry for own, _, _ in results for entry in own]
-        return tuple(sorted(entries, key=lambda entry: entry.path))
+        existing = {} if settings.force else dict(restore_shards(writer, plan))
+        if existing:
+            say(f"{len(existing)} of {plan.num_shards} shards already exist")
+        entries = [entry for own in existing.values() for entry in own]
+        missing = [number for number in range(plan.num_shards) if number not in existing]
+        if missing:
+            entries += _score_shards(settings, storage, expected.model, writer, plan, missing)
+    return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
+def _score_shards(
+    settings: Score,
+    storage: Storage,
+    model: str,
+    writer: ScoresWriter,
+    plan: Plan,
+    numbers: Sequence[int],
+) -> list[FileEntry]:
+    """Score the shards with these numbers by a pool of actors; return the entries of their files.
+
+    Reading is fused into the actors, and they write: images and scores do not leave their task.
+    """
+    tasks = plan_tasks(plan, INPUT, columns=settings.columns, numbers=numbers)
+    workers = min(settings.num_workers or resources.num_free_cpus(), len(tasks))
+    gpus = 1 if settings.device == "cuda" else 0
+    resources.require(cpus=workers, gpus=gpus * workers)
+    scored = map_blocks(
+        read_tasks(tasks, num_gpus=gpus),
+        Scorer,
+        tasks,
+        fn_constructor_kwargs={
+            "storage": storage,
+            "model": model,
+            "writer": writer,
+            "settings": settings,
+        },
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_gpus=gpus,
+    )
+    num_rows = sum(task.num_rows for task in tasks)
+    return [entry for own in stream(scored, "score", num_rows) for entry in own]
+
+
+class ScoresWriter(ShardWriter):
+    """A writer of shards of scores."""
+
+    keep_empty = True
+
+    def encode(self, rows: pa.Table) -> pa.Buffer:
+        return encode_parquet(rows)
 
 
 class Scorer:
-    """An actor of the pool: it scores the shards of its tasks with one predictor."""
+    """An actor of the pool: it scores the blocks of its tasks with one predictor."""
 
     def __init__(
-        self,
-        *,
-        writer: ShardWriter,
-        predictor: tuple[Storage, str, Device],
-        settings: Score,
+        self, *, storage: Storage, model: str, writer: ScoresWriter, settings: Score
     ) -> None:
-        storage, model, device = predictor
         self.writer, self.settings = writer, settings
-        self.predictor = Predictor(storage, find_model(storage, model), device=device)
+        self.predictor = Predictor(storage, find_model(storage, model), device=settings.device)
 
-    def __call__(self, item: dict[str, Any]) -> list[dict[str, Any]]:
-        return self.writer.write([int(number) for number in item["numbers"]], self._score)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        entries = self.writer.write(self._iter_shards(block))
+        return to_block(to_result(len(block), entries))
 
-    def _score(self, number: int) -> EncodedShards:
-        plan = self.writer.plan
-        rows = plan.read(number, self.settings.columns)
-        if rows.rejects and self.settings.on_bad_row == "fail":
-            examples = "; ".join(f"row {row.id}: {row.reason}" for row in rows.rejects[:5])
-            raise DataError(
-                f"{len(rows.rejects):,} of {plan.shard_rows(number):,} rows cannot be scored: "
-                f"{examples}. Fix them, or set them aside with --on-bad-row quarantine."
-            )
-        # If all rows were rejected, one empty batch gives the columns their types.
-        starts = range(0, max(len(rows.images), 1), BATCH_ROWS)
+    def _iter_shards(self, block: pa.Table) -> Iterator[Shard]:
+        for number, rows in blocks.iter_shards(block):
+            rejects = blocks.rejected_rows(rows)
+            if rejects and self.settings.on_bad_row == "fail":
+                examples = "; ".join(f"row {row.id}: {row.reason}" for row in rejects[:5])
+                raise DataError(
+                    f"{len(rejects):,} of {len(rows):,} rows cannot be scored: "
+                    f"{examples}. Fix them, or set them aside with --on-bad-row quarantine."
+                )
+            yield Shard(number, {INPUT: self._score(blocks.valid_rows(rows))}, rejects)
+
+    def _score(self, rows: pa.Table) -> pa.Table:
+        """Return rows with scores in place of images."""
+        images = blocks.images(rows)
+        # If there are no rows, one empty batch gives the columns their types.
+        starts = range(0, max(len(images), 1), BATCH_ROWS)
         predictions = concat_predictions(
-            [self.predictor.predict(rows.images[start : start + BATCH_ROWS]) for start in starts]
+            [self.predictor.predict(images[start : start + BATCH_ROWS]) for start in starts]
         )
-        table = _scores_table(rows, predictions, probabilities=self.settings.probabilities)
-        return EncodedShards(
-            {self.writer.stems[0]: (encode_parquet(table), len(table))}, rows.rejects
-        )
+        scores = _score_columns(predictions, probabilities=self.settings.probabilities)
+        others = {name: rows[name] for name in self.settings.columns}
+        return pa.table({"id": rows["id"], **scores, **others})
 
 
-def _scores_table(rows: RowBatch, predictions: Predictions, *, probabilities: bool) -> pa.Table:
+def _score_columns(predictions: Predictions, *, probabilities: bool) -> dict[str, pa.Array]:
     columns = {
-        "id": pa.array(rows.ids),
         "prediction": pa.array(predictions.prediction),
         "confidence": pa.array(predictions.probabilities.max(axis=1)),
     }
@@ -206,6 +238,4 @@ def _scores_table(rows: RowBatch, predictions: Predictions, *, probabilities: bo
         flat = pa.array(predictions.probabilities.ravel())
         num_classes = predictions.probabilities.shape[1]
         columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, num_classes)
-    for name in rows.columns.column_names:
-        columns[name] = rows.columns[name]
-    return pa.table(columns)
+    return columns

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, BinaryIO, cast
 
@@ -29,7 +30,7 @@ MAX_OPEN_FILES = 2
 
 LABELS_AT_A_TIME = 1 << 20
 
-_open_files: dict[ArrayFile, tuple[ExitStack, BinaryIO]] = {}
+_open_files: dict[tuple[object, ...], tuple[ExitStack, BinaryIO]] = {}
 """The files that stay open in this process, least recently read first."""
 
 
@@ -43,7 +44,7 @@ class ArrayFile:
     fingerprint: Fingerprint
     member: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name for messages."""
         name = self.storage.display(self.entry.path)
@@ -53,14 +54,19 @@ class ArrayFile:
     def shape(self) -> tuple[int, ...]:
         return self.info.shape
 
+    @cached_property
+    def _key(self) -> tuple[object, ...]:
+        return self.storage, self.entry.path, self.member, self.fingerprint
+
     def read(self, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
         """Return rows begin..end. The file stays open unless reading fails."""
-        opened = _open_files.pop(self) if self in _open_files else None
+        key = self._key
+        opened = _open_files.pop(key) if key in _open_files else None
         file, content = opened or self._open()
         with file:
             rows = array_format.read_rows(content, self.info, name=self.name, start=begin, stop=end)
             # No error: take the file out of the `with`, so that it is not closed.
-            _open_files[self] = file.pop_all(), content
+            _open_files[key] = file.pop_all(), content
         for least_recent in list(_open_files)[:-MAX_OPEN_FILES]:
             # Another thread may have taken it.
             if closing := _open_files.pop(least_recent, None):

@@ -188,7 +188,7 @@ def test_columns_of_the_input_pass_through(artifacts: Artifacts, tmp_path: Path)
     assert table["name"].to_pylist() == names
     with pytest.raises(DataError, match="has no column 'other'"):
         run(artifacts, path, tmp_path / "other", columns=("other",))
-    with pytest.raises(SettingError, match="scores already have a column of this name"):
+    with pytest.raises(SettingError, match="this name is used for a column of scores"):
         run(artifacts, path, tmp_path / "other", columns=("name", "id"))
 
 

@@ -1,0 +1,117 @@
+"""The shards of a dataset, written from a source by tasks of Ray Data.
+
+A task reads some shards of the source, applies the rule of splits, and writes the files, all in one
+fused operation. Only entries, statistics and hashes come back to the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.arrays import UInt64Array
+from pipeline.artifacts.manifests import FileEntry
+from pipeline.artifacts.storage import Storage
+from pipeline.console import say
+from pipeline.contract import ImageSpec
+from pipeline.data import blocks, shards, validation
+from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
+from pipeline.data.readers.rows import RejectedRow
+from pipeline.data.resume import restore_shards
+from pipeline.data.shard_writer import ExistingShard, Shard, ShardWriter
+from pipeline.data.shards import LabeledImages
+from pipeline.data.splits import Pool
+from pipeline.data.streaming import stream, to_block, to_result
+from pipeline.data.validation import SplitStats
+
+
+@dataclass
+class Output:
+    """What a task wrote: the entries of files, and statistics and hashes of images by split.
+
+    There are no hashes of `train`: no split comes before it, so nothing is compared with them.
+    """
+
+    entries: Sequence[FileEntry] = ()
+    stats: dict[str, SplitStats] = field(default_factory=dict)
+    hashes: dict[str, list[UInt64Array]] = field(default_factory=dict)
+
+    def add_rows(self, split: str, rows: LabeledImages) -> None:
+        """Add valid rows of a split."""
+        stats = validation.measure(rows.images, rows.labels.astype(np.int64))
+        self.stats.setdefault(split, SplitStats()).add(stats)
+        if split != "train":
+            self.hashes.setdefault(split, []).append(validation.hash_images(rows.images))
+
+    def add_rejects(self, split: str, rejects: Sequence[RejectedRow]) -> None:
+        """Add rejected rows; `split` is that of their files."""
+        self.stats.setdefault(split, SplitStats()).add(validation.measure_rejects(rejects))
+
+
+class DatasetWriter(ShardWriter):
+    """A writer of the shards of a pool."""
+
+    def __init__(self, storage: Storage, folder: str, image: ImageSpec, pool: Pool) -> None:
+        stems = {split: f"{split}/part" for split in pool.rule.splits}
+        super().__init__(storage, folder, stems, f"{pool.rule.split}-part", pool.plan.num_shards)
+        self.image, self.rule = image, pool.rule
+
+    def encode(self, rows: pa.Table) -> pa.Buffer:
+        return shards.encode(_to_labeled(rows), self.image)
+
+    def write_block(self, block: pa.Table) -> pa.Table:
+        """Write the shards of a block as it was read; return the `Output` as a result."""
+        output = Output()
+        output.entries = self.write(self._iter_shards(block, output))
+        return to_block(to_result(len(block), output))
+
+    def _iter_shards(self, block: pa.Table, output: Output) -> Iterator[Shard]:
+        """Yield the shards of a block after the rule of splits, and add them to the output."""
+        for number, rows in blocks.iter_shards(block):
+            rows = self.rule.apply(rows)
+            shard = Shard(
+                number,
+                blocks.group_by_split(blocks.valid_rows(rows), self.rule.splits),
+                blocks.rejected_rows(rows),
+            )
+            for split, own in shard.rows.items():
+                output.add_rows(split, _to_labeled(own))
+            output.add_rejects(self.rule.split, shard.rejects)
+            yield shard
+
+    def describe(self, existing: ExistingShard) -> Output:
+        output = Output(existing.entries)
+        for split, content in existing.contents.items():
+            output.add_rows(split, shards.decode(content, self.image))
+        output.add_rejects(self.rule.split, existing.rejects)
+        return output
+
+
+def write_pool(pool: Pool, writer: DatasetWriter, *, keep: bool) -> Iterator[tuple[Output, bool]]:
+    """Write the shards of a pool; yield what tasks wrote, and whether it was written now.
+
+    With `keep`, shards that an earlier attempt wrote are verified and kept.
+    """
+    split, plan = pool.rule.split, pool.plan
+    kept = set[int]()
+    if keep:
+        for number, output in restore_shards(writer, plan):
+            kept.add(number)
+            yield output, False
+    if kept:
+        say(f"{len(kept)} of {plan.num_shards} shards of {split} already exist")
+    missing = [number for number in range(plan.num_shards) if number not in kept]
+    if missing:
+        column = pool.rule.column
+        tasks = plan_tasks(plan, split, columns=[column] if column else [], numbers=missing)
+        written = map_blocks(read_tasks(tasks), writer.write_block, tasks)
+        for output in stream(written, f"write {split}", sum(task.num_rows for task in tasks)):
+            yield output, True
+
+
+def _to_labeled(rows: pa.Table) -> LabeledImages:
+    labels = rows["label"].to_numpy().astype(np.uint8)
+    return LabeledImages(rows["id"].to_numpy(), blocks.images(rows), labels)
