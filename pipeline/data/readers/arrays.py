@@ -61,7 +61,8 @@ class ArrayFile:
     def read(self, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
         """Return rows begin..end. The file stays open unless reading fails."""
         key = self._key
-        opened = _open_files.pop(key) if key in _open_files else None
+        # Not `in` first: another thread may close the file in between.
+        opened: tuple[ExitStack, BinaryIO] | None = _open_files.pop(key, None)
         file, content = opened or self._open()
         with file:
             rows = array_format.read_rows(content, self.info, name=self.name, start=begin, stop=end)
