@@ -79,7 +79,8 @@ def open_source(data: Data) -> Source:
         url_digest = hashlib.sha256(data.source.encode()).hexdigest()[:12]
         folder = cache / f"{data.name}-{url_digest}"
     try:
-        with Storage(str(folder)).locked(".lock", wait=True):
+        # Beside the folder, in which it would be a file that is skipped.
+        with Storage(str(cache)).locked(f".{folder.name}.lock", wait=True):
             _download(data, profile, folder)
     except Unreachable as error:
         if data.on_unreachable == "fail" or data.name != "mnist":
