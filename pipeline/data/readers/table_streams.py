@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
 
@@ -37,8 +38,11 @@ class TableFile(Protocol):
     """An open file of rows, in groups that are decoded from their beginning."""
 
     schema: pa.Schema
-    starts: list[int]
-    """The first row of each group, and the number of all rows."""
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """The first row of each group, and the number of all rows."""
+        ...
 
     def batches_from(
         self, group: int, columns: Sequence[str], rows: int | None
@@ -83,12 +87,14 @@ class ArrowTable:
     def __init__(self, file: pa.NativeFile, starts: Sequence[int]) -> None:
         self._reader = pyarrow.ipc.open_file(file)
         self.schema = self._reader.schema
-        groups = range(self._reader.num_record_batches)
+        self._starts = starts
+
+    @cached_property
+    def starts(self) -> Sequence[int]:
         # The file does not say how many rows a record batch has. One is in memory at a time.
-        self.starts = list(starts) or [
-            0,
-            *accumulate(self._reader.get_batch(group).num_rows for group in groups),
-        ]
+        groups = range(self._reader.num_record_batches)
+        rows = (self._reader.get_batch(group).num_rows for group in groups)
+        return self._starts or [0, *accumulate(rows)]
 
     def batches_from(
         self, group: int, columns: Sequence[str], rows: int | None
@@ -103,7 +109,11 @@ class ArrowStream:
     def __init__(self, file: pa.NativeFile, starts: Sequence[int]) -> None:
         self._file = file
         self.schema = pyarrow.ipc.open_stream(file).schema
-        self.starts = list(starts) or [0, sum(batch.num_rows for batch in self._read())]
+        self._starts = starts
+
+    @cached_property
+    def starts(self) -> Sequence[int]:
+        return self._starts or [0, sum(batch.num_rows for batch in self._read())]
 
     def batches_from(
         self, group: int, columns: Sequence[str], rows: int | None
