@@ -36,7 +36,8 @@ def image_axes(
             if expected is None and side * side == pixels:
                 expected = side, side
             if expected is None or prod(expected) != pixels:
-                size = "a square" if expected is None else f"{expected[0]} x {expected[1]}"
+                given = expected or hint
+                size = f"{given[0]} x {given[1]}" if given else "a square"
                 raise DataError(
                     f"{name}: images have {pixels} pixels, which is not {size}. Give their size "
                     "with --data.size, or as `height` and `width` in the metadata of the schema."
