@@ -47,7 +47,7 @@ def main() -> int:
         stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
         result = stage(settings)
     except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red")
         return 2
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to continue")

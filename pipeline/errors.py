@@ -10,6 +10,7 @@ keeps its traceback.
     ├── StorageError        storage could not be read or written
     ├── ArtifactMissing     an artifact does not exist or is not finished
     ├── ArtifactDamaged     a file differs from its manifest, or a manifest is not valid
+    ├── ArtifactTooNew      an artifact has a format that this version does not read
     ├── ModelRejected       a model breaks the tensor contract or fails the parity gate
     ├── ResourcesMissing    the cluster or machine lacks what was asked for
     └── TrainingFailed      training diverged, or lost its workers too often
@@ -46,6 +47,10 @@ class ArtifactMissing(UserError):
 
 class ArtifactDamaged(UserError):
     """A file differs from its manifest or is missing, or a manifest or alias is not valid."""
+
+
+class ArtifactTooNew(UserError):
+    """An artifact was written by a later version of this project, in a format that is not known."""
 
 
 class ModelRejected(UserError):

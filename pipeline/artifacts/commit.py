@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import pyarrow as pa
 from pydantic import ValidationError
+from pydantic_core import from_json
 
-from pipeline.artifacts.manifests import FORMAT, FileEntry, Manifest
+from pipeline.artifacts.manifests import MAJOR, MINOR, FileEntry, Manifest
 from pipeline.artifacts.storage import Storage
-from pipeline.errors import ArtifactDamaged, ArtifactMissing
+from pipeline.contract import VERSION
+from pipeline.errors import ArtifactDamaged, ArtifactMissing, ArtifactTooNew
 
 M = TypeVar("M", bound=Manifest)
 
@@ -23,7 +26,7 @@ def digest(*values: object) -> str:
 
     It is the version of the artifact that they define.
     """
-    text = json.dumps([FORMAT, *values], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([MAJOR, *values], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -83,14 +86,16 @@ def _check_digest(storage: Storage, folder: str, entry: FileEntry, sha256: str, 
 
 def commit(storage: Storage, folder: str, manifest: Manifest) -> None:
     """Make an artifact visible, as a whole, after its files have been written."""
-    text = manifest.model_dump_json(indent=2) + "\n"
-    storage.write(_join(folder, manifest.file_name), text.encode())
+    fields = manifest.model_dump_json(indent=2).removeprefix("{")
+    header = f'{{\n  "format": "{MAJOR}.{MINOR}",\n  "written_by": "{VERSION}",'
+    storage.write(_join(folder, manifest.file_name), f"{header}{fields}\n".encode())
 
 
 def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
     """Return the manifest of an artifact, or None if none has been committed.
 
-    Raise ArtifactDamaged if the file is not a manifest of this kind.
+    Raise ArtifactDamaged if the file is not a manifest of this kind, ArtifactTooNew if its format
+    is one of a later version of this project.
     """
     path = _join(folder, kind.file_name)
     try:
@@ -98,15 +103,43 @@ def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
     except FileNotFoundError:
         return None
     try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
+        fields = from_json(text)
+        if not isinstance(fields, dict):
+            raise ValueError("it is not a JSON object")
+        is_newer = _check_format(storage.display(path), fields)
+        return kind.model_validate(fields, extra="ignore" if is_newer else None)
+    except ValueError as error:
         raise ArtifactDamaged(
-            f"{storage.display(path)} is not a manifest of this version: "
-            f"{f'{field}: ' if field else ''}{problem['msg']}. "
+            f"{storage.display(path)} is not a valid manifest: {_describe(error)}. "
             "Build the artifact again with --force."
         ) from None
+
+
+def _check_format(name: str, fields: dict[str, object]) -> bool:
+    """Remove the header; return whether the format is a newer minor one, with more fields.
+
+    Raise ArtifactTooNew for a newer major one, ValueError if there is none.
+    """
+    # Up to version 0.2.0 of this project the format was the number 1.
+    format_ = str(fields.pop("format", ""))
+    writer = fields.pop("written_by", "0.2.0")
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", format_):
+        raise ValueError(f"format: {format_!r} is not MAJOR.MINOR")
+    major, _, minor = format_.partition(".")
+    if int(major) > MAJOR:
+        raise ArtifactTooNew(
+            f"{name} has format {format_}, but this version, {VERSION}, reads formats up to "
+            f"{MAJOR}. Install version {writer} of this project, which wrote it, or a later one."
+        )
+    return int(minor or 0) > MINOR
+
+
+def _describe(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    field = ".".join(map(str, problem["loc"]))
+    return f"{field}: {problem['msg']}" if field else problem["msg"]
 
 
 def load(storage: Storage, folder: str, kind: type[M]) -> M:

@@ -1,19 +1,42 @@
 """The manifests: what an artifact is, what it was built from, and the digest of each file.
 
 Manifests hold no absolute paths and, except for the speed of training, no times: the same inputs
-give the same bytes.
+give the same bytes. They may come from others, so names and paths are checked: a path never leads
+out of the artifact's folder.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.contract import ImageSpec
+from pipeline.contract import MAX_PARITY_DIFFERENCE, ImageSpec
+from pipeline.errors import ArtifactDamaged
 
-FORMAT: Literal[1] = 1
-"""Version of the artifacts' format. It is part of every version, so a change reads no old files."""
+MAJOR, MINOR = 1, 1
+"""Version of the artifacts' format.
+
+Raise MINOR if fields are added that an older reader may ignore, and MAJOR for any other change.
+MAJOR is part of every version, so another one reads no old files.
+"""
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+VERSION_DIGITS = r"[0-9a-f]{12}"
+
+_COMPONENT = r"(?:[^./\\\x00]|\.[^./\\\x00]|\.\.[^/\\\x00])[^/\\\x00]*"
+
+PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+"""Relative, without components that are empty, `.` or `..`, and without backslashes."""
+
+Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
+
+Version = Annotated[str, Field(pattern=rf"^{VERSION_DIGITS}$")]
+
+Ref = Annotated[str, Field(pattern=rf"^{NAME}/{VERSION_DIGITS}$")]
+"""NAME/VERSION of a dataset or a model."""
 
 
 class FileEntry(BaseModel):
@@ -22,7 +45,7 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    """Path relative to the manifest."""
+    """Path relative to the manifest or the input."""
     bytes: int
     """Size in bytes."""
     sha256: str
@@ -31,18 +54,29 @@ class FileEntry(BaseModel):
     """Number of rows, if the file has rows."""
 
 
+def _check_path(entry: FileEntry) -> FileEntry:
+    if not PATH.fullmatch(entry.path):
+        raise ValueError(f"the path {entry.path!r} may lead out of the artifact's folder")
+    return entry
+
+
+ArtifactFile = Annotated[FileEntry, AfterValidator(_check_path)]
+"""The entry of a file inside an artifact's folder; that of an input may have any name."""
+
+
 class Manifest(BaseModel):
-    """The fields of every manifest."""
+    """The fields of every manifest.
+
+    In its file they follow `format`, MAJOR.MINOR, and `written_by`, the version of this project.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     file_name: ClassVar[str] = "manifest.json"
     create_command: ClassVar[str]
 
-    format: Literal[1] = FORMAT
-    """Version of the format."""
     caveat: str = ""
     """A warning that belongs beside every figure taken from the artifact."""
-    files: tuple[FileEntry, ...] = ()
+    files: tuple[ArtifactFile, ...] = ()
     """The files of the artifact."""
 
     def file(self, path: str) -> FileEntry:
@@ -57,9 +91,9 @@ class DatasetManifest(Manifest):
 
     kind: Literal["dataset"] = "dataset"
     """Kind of artifact."""
-    name: str
+    name: Name
     """Name of the dataset."""
-    version: str
+    version: Version
     """Digest of the source and the settings, 12 hex digits."""
     image: ImageSpec
     """Height, width and class names of the images."""
@@ -84,9 +118,9 @@ class RunManifest(Manifest):
 
     kind: Literal["run"] = "run"
     """Kind of artifact."""
-    run: str
-    """Recipe and digest of the dataset and the settings."""
-    dataset: str
+    run: Name
+    """Recipe and digest of what decides the result: dataset, settings, device, code format."""
+    dataset: Ref
     """The dataset, NAME/VERSION."""
     image: ImageSpec
     """Height, width and class names of the images."""
@@ -95,8 +129,9 @@ class RunManifest(Manifest):
     device: str
     """`cpu` or `cuda`."""
     metrics: tuple[dict[str, float], ...]
-    """One entry per epoch: loss, accuracy, validation loss and accuracy, images/s, waiting time."""
-    checkpoint: str
+    """One entry per epoch: loss, accuracy, validation loss and accuracy, images/s, waiting time,
+    and the workers that computed it: their number, and the CPUs of each."""
+    checkpoint: Annotated[str, Field(pattern=rf"^{PATH.pattern}$")]
     """Path of the checkpoint that holds the final weights."""
 
     @property
@@ -124,13 +159,13 @@ class ModelManifest(Manifest):
 
     kind: Literal["model"] = "model"
     """Kind of artifact."""
-    name: str
+    name: Name
     """Name of the model, which is that of its dataset."""
-    version: str
+    version: Version
     """Digest of the run, its weights, the dataset and the exporter, 12 hex digits."""
-    run: str
+    run: Name
     """The run that trained it."""
-    dataset: str
+    dataset: Ref
     """The dataset that it was trained on, NAME/VERSION."""
     image: ImageSpec
     """Height, width and class names of the images."""
@@ -140,12 +175,33 @@ class ModelManifest(Manifest):
     """The output tensors."""
     parity_max_difference: float
     """Largest difference of a probability between onnxruntime and torch on `test`."""
+    parity_rows: int | None = None
+    """Number of rows of `test` on which they were compared; null in old manifests: all."""
+    parity_changed: int | None = None
+    """Number of these rows whose predicted class differs; null in old manifests: not counted."""
+    weights: Literal["float32", "uint8"] = Field(
+        default_factory=lambda fields: (
+            "float32" if fields["parity_max_difference"] <= MAX_PARITY_DIFFERENCE else "uint8"
+        )
+    )
+    """How the first layer's weights are stored; the others are float32. Old manifests do not say,
+    but only rounded weights differ by more than 1e-5."""
     training: dict[str, Any]
     """The settings of training."""
 
     @property
     def ref(self) -> str:
         return f"{self.name}/{self.version}"
+
+    @property
+    def onnx(self) -> FileEntry:
+        """Return the entry of the ONNX file. Raise ArtifactDamaged if the manifest lists none."""
+        for entry in self.files:
+            if entry.path.endswith(".onnx"):
+                return entry
+        raise ArtifactDamaged(
+            f"The manifest of model {self.ref} lists no ONNX file. Export it again with --force."
+        )
 
 
 class EvaluationManifest(Manifest):
@@ -156,9 +212,11 @@ class EvaluationManifest(Manifest):
 
     kind: Literal["evaluation"] = "evaluation"
     """Kind of artifact."""
-    model: str
+    model: Ref
     """The model version, NAME/VERSION."""
-    dataset: str
+    version: str = ""
+    """Digest of the model's file, the dataset and the report's format; empty in old manifests."""
+    dataset: Ref
     """The dataset, NAME/VERSION."""
     metrics: dict[str, dict[str, Any]]
     """Metrics by split: accuracy, loss, calibration error, confusion matrix and others."""
@@ -166,6 +224,11 @@ class EvaluationManifest(Manifest):
     @property
     def ref(self) -> str:
         return self.model
+
+    @property
+    def report(self) -> FileEntry:
+        """Return the entry of the report."""
+        return next(entry for entry in self.files if entry.path.endswith(".html"))
 
 
 class ScoresManifest(Manifest):
@@ -175,7 +238,7 @@ class ScoresManifest(Manifest):
 
     kind: Literal["scores"] = "scores"
     """Kind of artifact."""
-    model: str
+    model: Ref
     """The model version, NAME/VERSION."""
     image: ImageSpec
     """Height, width and class names of the images."""

@@ -7,27 +7,23 @@ A version is 12 hex digits and never changes; an alias is a word, and promoting 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts.commit import load
-from pipeline.artifacts.manifests import ModelManifest
+from pipeline.artifacts.manifests import NAME, VERSION_DIGITS, ModelManifest, Version
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ArtifactDamaged, ArtifactMissing, SettingError
-
-VERSION = re.compile(r"[0-9a-f]{12}")
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Alias(BaseModel):
     """The version that an alias names now, and those that it named before, newest first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A later version of this project may add fields, and servers of this one must still follow it.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: str
-    history: tuple[str, ...] = ()
+    version: Version
+    history: tuple[Version, ...] = ()
 
 
 def model_folder(name: str, version: str) -> str:
@@ -47,7 +43,7 @@ def resolve_versions(storage: Storage, ref: str) -> tuple[str, ...]:
     Raise ArtifactMissing if there is no such alias.
     """
     name, which = _split(ref)
-    if VERSION.fullmatch(which):
+    if re.fullmatch(VERSION_DIGITS, which):
         return (which,)
     alias = find_alias(storage, name, which)
     if alias is None:
@@ -77,24 +73,30 @@ def find_alias(storage: Storage, name: str, alias: str) -> Alias | None:
 def promote(storage: Storage, ref: str, alias: str) -> Alias:
     """Point `alias` at the model version `ref` and return it.
 
-    Raise ArtifactMissing if there is no such version. On local storage concurrent calls wait for
-    each other, so the history keeps all of them.
+    Raise ArtifactMissing if there is no such version. Of several calls at once, each stays in the
+    history.
     """
-    if VERSION.fullmatch(alias) or not NAME.fullmatch(alias):
+    if re.fullmatch(VERSION_DIGITS, alias) or not re.fullmatch(NAME, alias):
         raise SettingError(
             f"Alias {alias!r} is not a word, or could be a version. Use one such as production."
         )
     model = find_model(storage, ref)
-    path = _alias_path(model.name, alias)
-    with storage.locked(f"models/{model.name}/aliases/.lock", wait=True):
-        previous = None
-        with suppress(ArtifactDamaged):
-            previous = find_alias(storage, model.name, alias)
+    promoted = Alias(version=model.version)
+
+    def change(content: bytes | None) -> bytes | None:
+        nonlocal promoted
+        try:
+            previous = Alias.model_validate_json(content) if content is not None else None
+        except ValidationError:
+            previous = None
         if previous and previous.version == model.version:
-            return previous
+            promoted = previous
+            return None
         history = (previous.version, *previous.history) if previous else ()
         promoted = Alias(version=model.version, history=history)
-        storage.write(path, (promoted.model_dump_json(indent=2) + "\n").encode())
+        return (promoted.model_dump_json(indent=2) + "\n").encode()
+
+    storage.update(_alias_path(model.name, alias), change)
     return promoted
 
 
@@ -104,7 +106,7 @@ def _alias_path(name: str, alias: str) -> str:
 
 def _split(ref: str) -> tuple[str, str]:
     name, slash, which = ref.partition("/")
-    if not slash or not NAME.fullmatch(name) or not NAME.fullmatch(which):
+    if not slash or not re.fullmatch(NAME, name) or not re.fullmatch(NAME, which):
         raise SettingError(
             f"Model {ref!r} is not of the form NAME/VERSION or NAME/ALIAS. "
             "Give one such as mnist/production."

@@ -1,34 +1,29 @@
-"""Files on any storage root: a local folder, or a URI that pyarrow.fs knows (`s3://`, `gs://`).
+"""Files on any storage root: a local folder, or a URI of a bucket (`s3://`, `gs://`).
 
 A file appears under its name whole or not at all: locally by temporary file, fsync and rename, on
-an object store as an upload that is completed at its end. The commit protocol relies on it.
+an object store as an upload that becomes visible at its end. The commit protocol relies on it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
-from pyarrow import fs
 
+from pipeline.artifacts.local_files import LocalFiles
+from pipeline.artifacts.object_files import ObjectFiles
+from pipeline.artifacts.threads import parallel_map as parallel_map
 from pipeline.errors import StorageError
 
 Fingerprint: TypeAlias = tuple[int, ...]
-"""Sizes in bytes, and times of the last write in ns."""
-
-A = TypeVar("A")
-
-B = TypeVar("B")
+"""Sizes in bytes, and times of the last write in ns or digests of the server's tag."""
 
 
 class Storage:
@@ -38,18 +33,16 @@ class Storage:
         if root.startswith("file://"):
             root = unquote(urlsplit(root).path)
         self.is_local = "://" not in root
-        try:
-            if self.is_local:
-                root = os.path.abspath(os.path.expanduser(root))
-                self._fs, self._base = fs.LocalFileSystem(), root
-            else:
-                self._fs, self._base = fs.FileSystem.from_uri(root)
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).replace(root, redact(root))
-            raise StorageError(
-                f"{redact(root)!r} is not a folder or a URI that works: {reason}."
-            ) from None
+        if self.is_local:
+            root = os.path.abspath(os.path.expanduser(root))
         self.root = root.rstrip("/") if root != "/" else root
+        try:
+            self.root.encode()
+            self._files = LocalFiles(self.root) if self.is_local else ObjectFiles(self.root)
+        except ValueError as error:
+            raise StorageError(
+                f"{redact(root)!r} is not a folder or a URI that works: {error}."
+            ) from None
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.root,)
@@ -66,107 +59,121 @@ class Storage:
     def uri(self, path: str = "") -> str:
         """Return the absolute path or URI of `path`, with its credentials, for other tools."""
         if self.is_local:
-            return f"{self.root}/{path}" if path else self.root
-        parts = urlsplit(self.root)
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}".rstrip("/")))
+            return f"{self.root.rstrip('/')}/{path}" if path else self.root
+        location, mark, options = self.root.partition("?")
+        return f"{location.rstrip('/')}/{path}".rstrip("/") + mark + options
 
     def display(self, path: str = "") -> str:
         """Return the same for people, without credentials."""
         return redact(self.uri(path))
 
+    def split(self) -> tuple[Storage, str]:
+        """Return the folder of this root, as a root, and the name that this root has in it."""
+        location, mark, options = self.root.partition("?" if not self.is_local else "\0")
+        folder, _, name = location.rpartition("/")
+        return Storage((folder or "/") + mark + options), name
+
     @contextmanager
-    def locked(self, path: str, *, wait: bool = False) -> Iterator[None]:
+    def locked(self, path: str, *, wait_s: float = 0) -> Iterator[None]:
         """Hold a lock that ends with the block, or with the process.
 
-        Raise StorageError if another process holds it, unless told to wait. An object store has no
+        Raise StorageError if another process holds it for `wait_s` seconds. An object store has no
         locks: there only the atomicity of each file holds.
         """
-        if not self.is_local:
+        if not isinstance(self._files, LocalFiles):
             yield
             return
-        file = Path(self._full(path))
-        with _explained("write", self.display(path)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = file.open("a")
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise StorageError(
-                    f"Another process is working on {self.display(path.rpartition('/')[0])}. "
-                    "Wait for it to end, or stop it."
-                ) from None
+        with ExitStack() as stack:
+            with self._explained("write", path):
+                stack.enter_context(self._files.locked(path, wait_s=wait_s))
             yield
 
     @contextmanager
     def open(self, path: str) -> Iterator[pa.NativeFile]:
         """Open a file to read at any position. Raise FileNotFoundError if there is none."""
-        full = self._full(path)
-        with _explained("read", self.display(path)), self._fs.open_input_file(full) as file:
+        with self._explained("read", path), self._files.open(path) as file:
             yield file
 
     def read(self, path: str) -> bytes:
         """Return the content of a file. Raise FileNotFoundError if there is none."""
-        with self.open(path) as file:
-            return bytes(file.read())
+        with self._explained("read", path):
+            return self._files.read(path)
 
     def fingerprint(self, *paths: str) -> Fingerprint:
-        """Return sizes and times of the last write, which change with the content of the files."""
-        with _explained("read", self.display(paths[0])):
-            full = [self._full(path) for path in paths]
-            if self.is_local:
-                infos = self._fs.get_file_info(full)
-            else:
-                infos = parallel_map(self._fs.get_file_info, full)
-        return tuple(value for info in infos for value in (info.size or 0, info.mtime_ns or 0))
+        """Return numbers that change with the content of the files; zeros for a missing one."""
+        with self._explained("read", paths[0]):
+            return self._files.fingerprint(*paths)
 
     def is_folder(self, path: str) -> bool:
         """Return whether `path` is a folder; on an object store, a prefix of files."""
-        with _explained("read", self.display(path)):
-            kind = self._fs.get_file_info(self._full(path)).type
-        return bool(kind == fs.FileType.Directory)
+        with self._explained("read", path):
+            return self._files.is_folder(path)
 
     def exists(self, path: str) -> bool:
         """Return whether there is a file of this path."""
-        with _explained("read", self.display(path)):
-            kind = self._fs.get_file_info(self._full(path)).type
-        return bool(kind == fs.FileType.File)
+        with self._explained("read", path):
+            return self._files.exists(path)
 
     def files(self, path: str = "") -> list[str]:
         """Return the files of a folder and its subfolders, sorted; none if it does not exist."""
-        start = len(self._base.rstrip("/")) + 1
-        with _explained("read", self.display(path)):
-            if self.is_local:
-                return sorted(file[start:] for file in _local_files(self._full(path)))
-            selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
-            infos = self._fs.get_file_info(selector)
-        return sorted(info.path[start:] for info in infos if info.type == fs.FileType.File)
+        with self._explained("read", path):
+            return sorted(self._files.files(path))
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write `data` to `path`, atomically and durably, in place of an older file."""
-        with _explained("write", self.display(path)):
-            if self.is_local:
-                _write_local(Path(self._full(path)), data)
-            else:
-                # In a thread: a signal during the upload would complete a truncated file.
-                with ThreadPoolExecutor(1) as thread:
-                    thread.submit(self._upload, path, data).result()
+        with self._explained("write", path):
+            self._files.write(path, data)
 
-    def _upload(self, path: str, data: bytes | pa.Buffer) -> None:
-        with self._fs.open_output_stream(self._full(path)) as file:
-            file.write(data)
+    def create(self, path: str, data: bytes) -> None:
+        """Write a new file. Raise FileExistsError if there is one; of several calls, one wins."""
+        is_new = False
+
+        def only_if_new(old: bytes | None) -> bytes | None:
+            nonlocal is_new
+            is_new = old is None
+            return data if is_new else None
+
+        self.update(path, only_if_new)
+        if not is_new:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.display(path))
+
+    def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
+        """Replace the content of a file by the result of `change`; return the new content.
+
+        `change` gets None if there is no file, and returns None to leave all as it is. No update of
+        another process is lost: there is a lock locally, and a conditional write on an object
+        store, which may call `change` several times.
+        """
+        with self._explained("write", path):
+            return self._files.update(path, change)
 
     def delete(self, path: str) -> None:
-        """Delete a file or a folder, if it exists."""
-        with _explained("delete", self.display(path)):
-            kind = self._fs.get_file_info(self._full(path)).type
-            if kind == fs.FileType.Directory:
-                self._fs.delete_dir(self._full(path))
-            elif kind == fs.FileType.File:
-                self._fs.delete_file(self._full(path))
+        """Delete a file, if it exists."""
+        with self._explained("delete", path):
+            self._files.delete(path)
 
-    def _full(self, path: str) -> str:
-        return f"{self._base}/{path}" if path else self._base
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder and all that it holds, if it exists. The path is never one of a file."""
+        with self._explained("delete", path):
+            self._files.delete_folder(path)
+
+    @contextmanager
+    def _explained(self, verb: str, path: str) -> Iterator[None]:
+        """Raise an error of the system as a StorageError, except that a file to read is missing."""
+        where = self.display(path)
+        try:
+            yield
+        except BlockingIOError:
+            raise StorageError(
+                f"Another process is working on {where.rpartition('/')[0]}. "
+                "Wait for it to end, or stop it."
+            ) from None
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, FileNotFoundError) and verb == "read":
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
+            advice = _space_advice(where) if getattr(error, "errno", 0) == errno.ENOSPC else ""
+            raise StorageError(f"Could not {verb} {where}: {reason}.{advice}") from None
 
 
 def redact(uri: str) -> str:
@@ -178,77 +185,7 @@ def redact(uri: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
-def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """Apply `work`, which waits for storage, to each item in threads; return results in order."""
-    with ThreadPoolExecutor(32) as threads:
-        return list(threads.map(work, items))
-
-
-class _explained:
-    """Turn an error of the file system, except FileNotFoundError, into a StorageError."""
-
-    def __init__(self, verb: str, uri: str) -> None:
-        self.verb, self.uri = verb, uri
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            return
-        if isinstance(error, OSError | pa.ArrowInvalid):
-            reason = getattr(error, "strerror", None) or str(error)
-            disk_is_full = getattr(error, "errno", None) == errno.ENOSPC
-            advice = _space_advice(self.uri) if disk_is_full else ""
-            raise StorageError(f"Could not {self.verb} {self.uri}: {reason}.{advice}") from None
-
-
 def _space_advice(path: str) -> str:
     folder = next(parent for parent in Path(path).parents if parent.exists())
     free = shutil.disk_usage(folder).free
     return f" {free:,} bytes are free there. Free some space, then run the same command again."
-
-
-def _local_files(folder: str) -> Iterator[str]:
-    """Yield the files of a folder and its subfolders; a link to a folder above it is not followed.
-
-    pyarrow follows such links until paths are too long. Raise StorageError if a name is not UTF-8.
-    """
-    waiting = [(folder, frozenset[tuple[int, int]]())]
-    while waiting:
-        folder, above = waiting.pop()
-        try:
-            status = os.stat(folder)
-            entries = list(os.scandir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        identity = status.st_dev, status.st_ino
-        if identity in above:
-            continue
-        for entry in entries:
-            # Python shows other bytes as surrogates, which have no UTF-8.
-            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
-                raise StorageError(f"A file name is not UTF-8: {ascii(entry.path)}. Rename it.")
-            if entry.is_dir():
-                waiting.append((entry.path, above | {identity}))
-            elif entry.is_file():
-                yield entry.path
-
-
-def _write_local(path: Path, data: bytes | pa.Buffer) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -41,6 +41,16 @@ def require(*, cpus: int = 0, gpus: int = 0) -> None:
             time.sleep(0.1)
 
 
+def require_memory(memory: int, advice: str) -> None:
+    """Raise ResourcesMissing if no node has so many bytes of memory for a task."""
+    most = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+    if memory > most:
+        raise ResourcesMissing(
+            f"A task needs {memory >> 20:,} MiB of memory, but no node of the cluster has more "
+            f"than {most >> 20:,} MiB for tasks. Give {advice}, or add a node with more."
+        )
+
+
 def require_shared(storage: Storage, folder: str = "") -> None:
     """Raise ResourcesMissing if any node cannot see this local storage to write to."""
     if not storage.is_local:

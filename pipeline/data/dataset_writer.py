@@ -6,6 +6,8 @@ fused operation. Only entries, statistics and hashes come back to the driver.
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,17 +15,20 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import UInt64Array
-from pipeline.artifacts.manifests import FileEntry
+from pipeline.artifacts.commit import commit, write_file
+from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.storage import Storage
 from pipeline.console import say
 from pipeline.contract import ImageSpec
 from pipeline.data import blocks, shards, validation
+from pipeline.data.contact_sheet import contact_sheet
 from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
+from pipeline.data.layout import SPLITS
 from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.resume import restore_shards
 from pipeline.data.shard_writer import ExistingShard, Shard, ShardWriter
 from pipeline.data.shards import LabeledImages
-from pipeline.data.splits import Pool
+from pipeline.data.splits import Pool, SplitRule
 from pipeline.data.streaming import stream, to_block, to_result
 from pipeline.data.validation import SplitStats
 
@@ -35,38 +40,52 @@ class Output:
     There are no hashes of `train`: no split comes before it, so nothing is compared with them.
     """
 
-    entries: Sequence[FileEntry] = ()
-    stats: dict[str, SplitStats] = field(default_factory=dict)
+    entries: list[FileEntry] = field(default_factory=list)
+    stats: dict[str, SplitStats] = field(default_factory=lambda: defaultdict(SplitStats))
     hashes: dict[str, list[UInt64Array]] = field(default_factory=dict)
 
     def add_rows(self, split: str, rows: LabeledImages) -> None:
         """Add valid rows of a split."""
         stats = validation.measure(rows.images, rows.labels.astype(np.int64))
-        self.stats.setdefault(split, SplitStats()).add(stats)
+        self.stats[split].add(stats)
         if split != "train":
             self.hashes.setdefault(split, []).append(validation.hash_images(rows.images))
 
     def add_rejects(self, split: str, rejects: Sequence[RejectedRow]) -> None:
         """Add rejected rows; `split` is that of their files."""
-        self.stats.setdefault(split, SplitStats()).add(validation.measure_rejects(rejects))
+        self.stats[split].add(validation.measure_rejects(rejects))
+
+    def merge(self, other: Output) -> None:
+        """Add what another task wrote."""
+        self.entries += other.entries
+        for split, stats in other.stats.items():
+            self.stats[split].add(stats)
+        for split, hashes in other.hashes.items():
+            self.hashes.setdefault(split, []).extend(hashes)
 
 
 class DatasetWriter(ShardWriter):
-    """A writer of the shards of a pool."""
+    """A writer of shards of a dataset, whose rows are of the splits of a rule."""
 
-    def __init__(self, storage: Storage, folder: str, image: ImageSpec, pool: Pool) -> None:
-        stems = {split: f"{split}/part" for split in pool.rule.splits}
-        super().__init__(storage, folder, stems, f"{pool.rule.split}-part", pool.plan.num_shards)
-        self.image, self.rule = image, pool.rule
+    def __init__(
+        self, storage: Storage, folder: str, image: ImageSpec, rule: SplitRule, num_shards: int
+    ) -> None:
+        stems = {split: f"{split}/part" for split in rule.splits}
+        super().__init__(storage, folder, stems, f"{rule.split}-part", num_shards)
+        self.image, self.rule = image, rule
 
     def encode(self, rows: pa.Table) -> pa.Buffer:
         return shards.encode(_to_labeled(rows), self.image)
 
     def write_block(self, block: pa.Table) -> pa.Table:
         """Write the shards of a block as it was read; return the `Output` as a result."""
+        return to_block(to_result(len(block), self.write_shards(block)))
+
+    def write_shards(self, block: pa.Table) -> Output:
+        """Write the shards of a block as it was read."""
         output = Output()
         output.entries = self.write(self._iter_shards(block, output))
-        return to_block(to_result(len(block), output))
+        return output
 
     def _iter_shards(self, block: pa.Table, output: Output) -> Iterator[Shard]:
         """Yield the shards of a block after the rule of splits, and add them to the output."""
@@ -83,7 +102,7 @@ class DatasetWriter(ShardWriter):
             yield shard
 
     def describe(self, existing: ExistingShard) -> Output:
-        output = Output(existing.entries)
+        output = Output(list(existing.entries))
         for split, content in existing.contents.items():
             output.add_rows(split, shards.decode(content, self.image))
         output.add_rejects(self.rule.split, existing.rejects)
@@ -110,6 +129,26 @@ def write_pool(pool: Pool, writer: DatasetWriter, *, keep: bool) -> Iterator[tup
         written = map_blocks(read_tasks(tasks), writer.write_block, tasks)
         for output in stream(written, f"write {split}", sum(task.num_rows for task in tasks)):
             yield output, True
+
+
+def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output) -> DatasetManifest:
+    """Write the summary and the contact sheet of a dataset, and commit it with its files."""
+    folder, image = f"datasets/{manifest.ref}", manifest.image
+    files = sorted(written.entries, key=lambda entry: entry.path)
+    rows = {split: written.stats[split].rows for split in SPLITS if split in written.stats}
+    manifest = manifest.model_copy(update={"files": tuple(files), "rows": rows})
+    summary = {
+        split: written.stats[split].summary(image.class_names, image.num_pixels) for split in rows
+    }
+    summary_json = json.dumps(summary, indent=2) + "\n"
+    first_shard = shards.read(storage, manifest, manifest.shards("train")[:1])
+    others = (
+        write_file(storage, folder, "summary.json", summary_json.encode()),
+        write_file(storage, folder, "contact.png", contact_sheet(first_shard, image)),
+    )
+    manifest = manifest.model_copy(update={"files": (*files, *others)})
+    commit(storage, folder, manifest)
+    return manifest
 
 
 def _to_labeled(rows: pa.Table) -> LabeledImages:

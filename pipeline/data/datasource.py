@@ -51,8 +51,10 @@ def read_images(data: Data | str, *, columns: Sequence[str] = ()) -> Dataset:
     class names), `columns` of the source, and those of `blocks`: `_error` is the reason why a row
     cannot be used, or null.
 
-    Raise the errors of `open_source`.
+    Ray is started as by `ray.init()` if it does not run. Raise the errors of `open_source`.
     """
+    if not ray.is_initialized():
+        ray.init()
     if isinstance(data, str):
         data = Data(name="images", source=data)
     source = open_source(data)
@@ -63,7 +65,8 @@ def read_images(data: Data | str, *, columns: Sequence[str] = ()) -> Dataset:
             Plan(rows, 0, rows.num_rows, data.rows_per_shard), split, columns=columns
         )
     ]
-    return read_tasks(tasks)
+    # No memory is reserved: Ray fuses operations that reserve the same, and others reserve none.
+    return read_tasks(tasks, memory=None)
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,15 @@ def plan_tasks(
 
 
 def read_tasks(tasks: Sequence[ShardTask], **remote_args: Any) -> Dataset:
-    """Return the Dataset of these tasks, each of which reserves a CPU and the memory it needs."""
+    """Return the Dataset of these tasks, each of which reserves a CPU and the memory it needs.
+
+    Raise ResourcesMissing if no node has that memory.
+    """
+    options = _reserved(tasks) | remote_args
+    if options["memory"]:
+        resources.require_memory(options["memory"], "a smaller rows-per-shard")
     dataset: Dataset = ray.data.read_datasource(
-        ImageDatasource(tasks),
-        override_num_blocks=len(tasks),
-        **(_reserved(tasks) | remote_args),
+        ImageDatasource(tasks), override_num_blocks=len(tasks), **options
     )
     # A task returns its shards in one block; Ray would cut or join blocks to 128 MiB.
     dataset.context.target_max_block_size = None

@@ -26,6 +26,8 @@ from pipeline.errors import SettingError
 ROW_GROUP = 10_000
 """Rows per row group, so that a range of a large shard can be read by itself."""
 
+SAMPLE_BLOCKS = 20
+
 
 @dataclass(frozen=True)
 class LabeledImages:
@@ -87,6 +89,38 @@ def iter_shards(storage: Storage, dataset: DatasetManifest, split: str) -> Itera
         raise SettingError(f"Split {split!r} is not one of {', '.join(dataset.rows)}.")
     for entry in dataset.shards(split):
         yield _read_shard(storage, dataset, entry)
+
+
+def iter_rows(
+    storage: Storage, dataset: DatasetManifest, split: str, rows: Int64Array
+) -> Iterator[LabeledImages]:
+    """Yield some rows of a split, given their sorted positions, shard by shard.
+
+    Only the shards that hold them are read.
+    """
+    stop = 0
+    for entry in dataset.shards(split):
+        start, stop = stop, stop + (entry.rows or 0)
+        own = rows[slice(*np.searchsorted(rows, (start, stop)))] - start
+        if len(own):
+            shard = _read_shard(storage, dataset, entry)
+            yield LabeledImages(shard.ids[own], shard.images[own], shard.labels[own])
+
+
+def sample(
+    storage: Storage, dataset: DatasetManifest, split: str, count: int
+) -> Iterator[LabeledImages]:
+    """Yield `count` rows of a split, or all of a smaller one, shard by shard.
+
+    They are SAMPLE_BLOCKS blocks of rows, evenly spaced, so that few shards are read. `count` is a
+    multiple of SAMPLE_BLOCKS.
+    """
+    total = dataset.rows[split]
+    if total <= count:
+        return iter_rows(storage, dataset, split, np.arange(total))
+    starts = np.arange(SAMPLE_BLOCKS) * total // SAMPLE_BLOCKS
+    rows = starts[:, None] + np.arange(count // SAMPLE_BLOCKS)
+    return iter_rows(storage, dataset, split, rows.ravel())
 
 
 def read(storage: Storage, dataset: DatasetManifest, files: Sequence[FileEntry]) -> LabeledImages:

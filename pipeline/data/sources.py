@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 from zipfile import BadZipFile, ZipFile
+from zlib import crc32
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from pipeline.data.layout import SPLITS, data_files
 from pipeline.data.readers import idx_format
 from pipeline.data.readers.rows import LabelledReader, Rows, require_one_shape
 from pipeline.errors import DataError, SettingError, SourceUnreachable
+
+DOWNLOAD_WAIT_S = 3600
+"""For another process that downloads the same data set."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,10 @@ class Source:
         return self.splits["train"].shape
 
 
-def open_source(data: Data) -> Source:
+def open_source(data: Data, *, force: bool = False) -> Source:
     """Open or download the files that the settings name, and verify them.
+
+    With `force`, files without a known checksum are downloaded again.
 
     Raise SettingError if an unknown name is given without a folder, DataError if files are missing
     or not valid, SourceUnreachable if no mirror answers and `on_unreachable` is `fail`.
@@ -79,9 +85,7 @@ def open_source(data: Data) -> Source:
         url_digest = hashlib.sha256(data.source.encode()).hexdigest()[:12]
         folder = cache / f"{data.name}-{url_digest}"
     try:
-        # Beside the folder, in which it would be a file that is skipped.
-        with Storage(str(cache)).locked(f".{folder.name}.lock", wait=True):
-            _download(data, profile, folder)
+        return _open_download(data, profile, folder, force=force)
     except Unreachable as error:
         if data.on_unreachable == "fail" or data.name != "mnist":
             raise SourceUnreachable(
@@ -91,13 +95,26 @@ def open_source(data: Data) -> Source:
             ) from None
         warn(f"no mirror of {data.name!r} answered ({error}).")
         return open_sample(cache)
+
+
+def _open_download(data: Data, profile: Profile | None, folder: Path, *, force: bool) -> Source:
+    """Download what the cache lacks, and open the files. Raise Unreachable if no mirror answers."""
+    was_cached = not force and folder.exists()
+    # Beside the folder, in which it would be a file that is skipped.
+    lock = f".{folder.name}.lock"
+    with Storage(str(folder.parent)).locked(lock, wait_s=DOWNLOAD_WAIT_S):
+        _download(data, profile, folder, force=force)
     try:
         return _open_files(str(folder), data, profile)
-    except DataError:
-        if data.source:
-            # These files have no known checksums, so the cache may hold a bad download.
-            Storage(str(folder)).delete("")
-        raise
+    except DataError as error:
+        if not data.source:
+            raise
+        # These files have no known checksums, so the cache may hold a bad download.
+        Storage(str(folder)).delete_folder("")
+        if not was_cached:
+            raise
+        warn(f"{error} This is from the cache; downloading again")
+    return _open_download(data, profile, folder, force=force)
 
 
 def open_sample(cache: Path) -> Source:
@@ -133,7 +150,7 @@ def _unpack_sample(folder: Storage) -> None:
     folder.write(ROLES["test_labels"], idx_format.encode(labels[4500:]))
 
 
-def _download(data: Data, profile: Profile | None, folder: Path) -> None:
+def _download(data: Data, profile: Profile | None, folder: Path, *, force: bool) -> None:
     """Download the files of the source into a folder, except those already there."""
     files = profile.files if profile else ROLES
     if data.source is None and profile and profile.archive:
@@ -149,14 +166,14 @@ def _download(data: Data, profile: Profile | None, folder: Path) -> None:
             urls = [f"{base}/{file}.gz", f"{base}/{file}"]
             sha256 = None
         # The cached name has no .gz: the reader detects gzip by the content.
-        download(urls, folder / file, sha256)
+        download(urls, folder / file, sha256, force=force)
 
 
 def _unpack(profile: Profile, folder: Path) -> None:
     """Download an archive of several data sets, and extract the four files of this one."""
-    if all((folder / file).exists() for file in profile.files.values()):
-        return
     archive = folder.with_name(f"{profile.archive_sha256[:12]}-{profile.archive}")
+    if _is_unpacked(profile, folder, archive):
+        return
     urls = [f"{mirror}/{profile.archive}" for mirror in profile.mirrors]
     download(urls, archive, profile.archive_sha256)
     storage = Storage(str(folder))
@@ -171,6 +188,23 @@ def _unpack(profile: Profile, folder: Path) -> None:
         ) from None
 
 
+def _is_unpacked(profile: Profile, folder: Path, archive: Path) -> bool:
+    """Return whether the files are there; undamaged, if the archive is there to compare."""
+    if not all((folder / file).exists() for file in profile.files.values()):
+        return False
+    if not archive.exists():
+        return True
+    try:
+        with ZipFile(archive) as members:
+            crcs = {info.filename.rpartition("/")[2]: info.CRC for info in members.infolist()}
+    except BadZipFile:
+        return False
+    return all(
+        crc32((folder / file).read_bytes()) == crcs.get(f"{file}.gz")
+        for file in profile.files.values()
+    )
+
+
 def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
     """Open a folder of source files, or a single file."""
     storage = Storage(location)
@@ -178,8 +212,7 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
     if storage.is_folder(""):
         paths = data_files(storage)
     else:
-        folder, _, name = storage.root.rpartition("/")
-        storage = Storage(folder or "/")
+        storage, name = storage.split()
         paths = [name] if name and storage.exists(name) else []
     if not paths:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,7 @@ import numpy as np
 
 from pipeline.arrays import UInt8Array
 from pipeline.data.shards import LabeledImages
-from pipeline.models.predictor import Predictor
-
-BATCH_ROWS = 4096
+from pipeline.models.predictor import Predictor, batches
 
 NUM_BINS = 15
 """Bins of the calibration error, equally wide in confidence."""
@@ -53,9 +52,10 @@ def evaluate_predictor(predictor: Predictor, split: Iterable[LabeledImages]) -> 
     loss = 0.0
     mistakes: list[Mistake] = []
     for shard in split:
-        for start in range(0, len(shard.ids), BATCH_ROWS):
-            rows = slice(start, start + BATCH_ROWS)
-            images, labels = shard.images[rows], shard.labels[rows].astype(np.int64)
+        stop = 0
+        for images in batches(shard.images):
+            start, stop = stop, stop + len(images)
+            ids, labels = shard.ids[start:stop], shard.labels[start:stop].astype(np.int64)
             predictions = predictor.predict(images)
             probabilities, prediction = predictions.probabilities, predictions.prediction
             np.add.at(confusion, (labels, prediction), 1)
@@ -67,17 +67,20 @@ def evaluate_predictor(predictor: Predictor, split: Iterable[LabeledImages]) -> 
             bin_index = np.minimum((confidence * NUM_BINS).astype(np.int64), NUM_BINS - 1)
             values = np.stack([np.ones_like(confidence), confidence, correct], axis=1)
             np.add.at(bins, bin_index, values)
+            wrong = np.flatnonzero(~correct)
+            worst = wrong[np.lexsort((ids[wrong], -confidence[wrong]))][:NUM_MISTAKES]
             mistakes += [
                 Mistake(
-                    int(shard.ids[start + i]),
-                    images[i],
+                    int(ids[i]),
+                    # A view would keep its shard in memory.
+                    images[i].copy(),
                     int(labels[i]),
                     int(prediction[i]),
                     float(confidence[i]),
                 )
-                for i in np.flatnonzero(~correct)
+                for i in worst
             ]
-            mistakes = sorted(mistakes, key=lambda m: (-m.confidence, m.id))[:NUM_MISTAKES]
+            mistakes = heapq.nsmallest(NUM_MISTAKES, mistakes, lambda m: (-m.confidence, m.id))
     return Evaluation(_metrics(confusion, bins, loss), mistakes)
 
 

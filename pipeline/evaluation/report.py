@@ -15,9 +15,8 @@ from PIL import Image
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import DatasetManifest, ModelManifest
-from pipeline.contract import MAX_PARITY_DIFFERENCE
 from pipeline.evaluation.metrics import Evaluation
-from pipeline.models.summary import BYTES_PER_PARAMETER, layer_table, mermaid_graph, num_parameters
+from pipeline.models.summary import layer_table, mermaid_graph, num_bytes, num_parameters
 
 TEMPLATES = {"report.html": "report.html.j2", "model_card.md": "model_card.md.j2"}
 
@@ -47,8 +46,8 @@ def render(
         "layers": layers,
         "graph": mermaid_graph(layers),
         "parameters": num_parameters(layers),
-        "memory": num_parameters(layers) * BYTES_PER_PARAMETER,
-        "same_predictions": model.parity_max_difference <= MAX_PARITY_DIFFERENCE,
+        "memory": num_bytes(layers, model.weights),
+        "checked": describe_check(model),
         "learning_curves": learning_curves(epochs),
         "calibration": calibration(evaluations["test"].metrics),
     }
@@ -56,6 +55,20 @@ def render(
         name: environment.get_template(template).render(values)
         for name, template in TEMPLATES.items()
     }
+
+
+def describe_check(model: ModelManifest) -> str:
+    """Say how the weights are stored, and how far onnxruntime was found to differ from torch."""
+    rounded = model.weights == "uint8"
+    weights = "The first layer's weights are rounded to uint8" if rounded else "Weights are float32"
+    rows = "all" if model.parity_rows is None else f"{model.parity_rows:,}"
+    changed = "at most 0.2 % of predictions" if rounded else "no prediction"
+    if model.parity_changed is not None:
+        changed = f"{model.parity_changed:,} of {rows} predictions"
+    return (
+        f"{weights}. On {rows} images of test, onnxruntime and torch differ by at most "
+        f"{model.parity_max_difference:.1e} in a probability, and in {changed}."
+    )
 
 
 def learning_curves(epochs: Sequence[Mapping[str, float]]) -> str:

@@ -43,7 +43,10 @@ def layers(onnx_model: bytes) -> list[tuple[Float32Array, Float32Array]]:
             add = next(other for other in graph.node if SCALED in other.input)
             result.append((weight, values[add.input[1]]))
         elif node.op_type == "Gemm":
-            result.append((values[node.input[1]], values[node.input[2]]))
+            weight = values[node.input[1]]
+            # torch's exporter leaves out a bias that is 0 in all units.
+            zeros = np.zeros(len(weight), np.float32)
+            result.append((weight, values[node.input[2]] if len(node.input) > 2 else zeros))
     if not result:
         raise ModelRejected("This ONNX file has no dense layers of the form that export writes.")
     return result

@@ -15,6 +15,9 @@ from pipeline.models.mlp import Classifier
 
 OPSET = 20
 
+EXPORT_FORMAT = 1
+"""Part of every model's version: raise it if the same weights give another ONNX file."""
+
 
 def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
     """Return the ONNX file of a classifier; the same weights give the same bytes.

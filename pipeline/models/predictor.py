@@ -5,11 +5,13 @@ Scoring, serving and evaluation all predict with it. It needs neither torch nor 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
+from pipeline.arrays import UInt8Array
 from pipeline.artifacts.commit import read_file
 from pipeline.artifacts.manifests import ModelManifest, TensorSpec
 from pipeline.artifacts.registry import model_folder
@@ -22,6 +24,11 @@ Kind = Literal["inputs", "outputs"]
 Device = Literal["cpu", "cuda"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+MAX_BATCH_ROWS = 4096
+
+MAX_BATCH_PIXELS = 2**26
+"""Pixels of one call, which take 256 MiB as float32."""
 
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)": "int64"}
 
@@ -42,7 +49,7 @@ class Predictor:
         num_threads: int = 1,
     ) -> None:
         self.model, self._device = model, device
-        data = read_file(storage, model_folder(model.name, model.version), model.file("model.onnx"))
+        data = read_file(storage, model_folder(model.name, model.version), model.onnx)
         self._session = open_session(data, device=device, num_threads=num_threads)
         checks: tuple[tuple[Kind, tuple[TensorSpec, ...]], ...] = (
             ("inputs", model.inputs),
@@ -105,6 +112,16 @@ def run_session(
     """Predict with one call of the session."""
     probabilities, prediction = session.run([PROBABILITIES, PREDICTION], {INPUT: images})
     return Predictions(probabilities, prediction)
+
+
+def batches(images: UInt8Array, rows: int = MAX_BATCH_ROWS) -> Iterator[UInt8Array]:
+    """Yield images, uint8 (N, height, width), in batches that one call should predict.
+
+    Each has `rows` images, or fewer if they are so large that memory might not hold the call.
+    """
+    rows = max(1, min(rows, MAX_BATCH_PIXELS * len(images) // max(1, images.size)))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
 
 
 def run_session_bound(

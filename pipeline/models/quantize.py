@@ -21,6 +21,9 @@ WEIGHT, ZERO, STEP, SCALED = "weight", "zero", "step", "scaled"
 A unit's step is the float32 by which one count of the integer product is multiplied.
 """
 
+NO_BIAS = "no_bias"
+"""Name of the zeros that are added if the layer has no bias."""
+
 ZERO_WEIGHT = 128
 """The uint8 that stands for a weight of 0."""
 
@@ -42,12 +45,17 @@ def quantize(model: bytes) -> bytes:
     divide = producers[gemm.input[0]]
     cast = producers[divide.input[0]]
 
-    new_nodes = _integer_layer(pixels=cast.input[0], bias=gemm.input[2], output=gemm.output[0])
+    # torch's exporter leaves out a bias that is 0 in all units.
+    bias = gemm.input[2] if len(gemm.input) > 2 else NO_BIAS
+    new_nodes = _integer_layer(pixels=cast.input[0], bias=bias, output=gemm.output[0])
     rest = [node for node in graph.node if node not in (cast, divide, gemm)]
     index = next(i for i, node in enumerate(rest) if gemm.output[0] in node.input)
     replaced = (gemm.input[1], divide.input[1])
     initializers = [tensor for tensor in graph.initializer if tensor.name not in replaced]
-    for name, array in _rounded(values[gemm.input[1]]).items():
+    constants = _rounded(values[gemm.input[1]])
+    if bias == NO_BIAS:
+        constants[NO_BIAS] = np.zeros_like(constants[STEP])
+    for name, array in constants.items():
         initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
     quantized = helper.make_graph(
         [*rest[:index], *new_nodes, *rest[index:]],

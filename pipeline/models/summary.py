@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, ImageSpec
 
 BYTES_PER_PARAMETER = 4
+"""Bytes of a float32; only the first layer's weights may be stored otherwise."""
 
 
 class LayerSummary(NamedTuple):
@@ -35,8 +36,18 @@ def layer_table(image: ImageSpec, hidden_sizes: Sequence[int]) -> list[LayerSumm
 
 
 def num_parameters(rows: Sequence[LayerSummary]) -> int:
-    """Return the number of parameters of all layers, each of BYTES_PER_PARAMETER bytes."""
+    """Return the number of parameters of all layers."""
     return sum(row.parameters for row in rows)
+
+
+def num_bytes(rows: Sequence[LayerSummary], weights: Literal["float32", "uint8"]) -> int:
+    """Return the size of all parameters, whose first layer has its weights stored as `weights`."""
+    total = BYTES_PER_PARAMETER * num_parameters(rows)
+    if weights == "uint8":
+        (_, inputs), (_, units) = rows[1].input_shape, rows[1].output_shape
+        # A weight takes one byte, and each unit has a step as float32.
+        total += BYTES_PER_PARAMETER * units - (BYTES_PER_PARAMETER - 1) * inputs * units
+    return total
 
 
 def mermaid_graph(rows: Sequence[LayerSummary]) -> str:

@@ -6,8 +6,9 @@ python -m pipeline evaluate --model NAME/VERSION
 from __future__ import annotations
 
 from pipeline.artifacts import registry
-from pipeline.artifacts.commit import commit, find, load, write_file
+from pipeline.artifacts.commit import digest, find, load
 from pipeline.artifacts.manifests import DatasetManifest, EvaluationManifest, RunManifest
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Evaluate
 from pipeline.console import say
@@ -18,14 +19,19 @@ from pipeline.models.predictor import Predictor
 
 SPLITS = ("val", "test")
 
+EVALUATION_FORMAT = 1
+"""Part of every evaluation's version: raise it if the metrics or the pages change, so that
+`evaluate` writes them anew."""
+
 
 def evaluate(settings: Evaluate) -> EvaluationManifest:
     """Evaluate a model version, unless that was done before; return the evaluation's manifest."""
     storage = Storage(settings.root)
     model = registry.find_model(storage, settings.model)
     folder = registry.model_folder(model.name, model.version)
+    version = digest(EVALUATION_FORMAT, model.ref, model.onnx.sha256, model.dataset)
     existing = None if settings.force else find(storage, folder, EvaluationManifest)
-    if existing:
+    if existing and existing.version == version:
         say(f"evaluation of {model.ref} already exists")
         return existing
     dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
@@ -39,17 +45,17 @@ def evaluate(settings: Evaluate) -> EvaluationManifest:
     for split, values in metrics.items():
         assert values["count"] == dataset.rows[split]
     pages = report.render(model, dataset, run.metrics, evaluations)
+    replacement = Replacement(storage, folder, EvaluationManifest)
     manifest = EvaluationManifest(
         caveat=model.caveat,
         model=model.ref,
+        version=version,
         dataset=dataset.ref,
         metrics=metrics,
-        files=tuple(
-            write_file(storage, folder, name, text.encode()) for name, text in pages.items()
-        ),
+        files=tuple(replacement.write(name, text.encode()) for name, text in pages.items()),
     )
-    commit(storage, folder, manifest)
+    replacement.commit(manifest)
     for split, values in metrics.items():
         say(f"accuracy on {split}: {values['accuracy']:.4f}, {values['errors']} errors")
-    say(f"report: {storage.display(folder)}/report.html")
+    say(f"report: {storage.display(folder)}/{manifest.report.path}")
     return manifest

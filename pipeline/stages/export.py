@@ -7,29 +7,32 @@ The version is published only if onnxruntime predicts with it what torch predict
 
 from __future__ import annotations
 
-import onnx
-import torch
+import importlib.metadata
 
 from pipeline.artifacts import registry
-from pipeline.artifacts.commit import commit, digest, find, load, write_file
+from pipeline.artifacts.commit import digest, find, load
 from pipeline.artifacts.manifests import DatasetManifest, ModelManifest, RunManifest
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Export
 from pipeline.console import say
 from pipeline.data import shards
 from pipeline.models import predictor
 from pipeline.models.mlp import Classifier
-from pipeline.models.onnx_export import OPSET, to_onnx
+from pipeline.models.onnx_export import EXPORT_FORMAT, OPSET, to_onnx
 from pipeline.models.parity import (
     FLOAT_TOLERANCE,
+    PARITY_ROWS,
     UINT8_TOLERANCE,
     check_accuracy,
     check_contract,
     check_parity,
 )
 from pipeline.models.quantize import quantize
-from pipeline.models.triton import triton_config
 from pipeline.training.checkpoints import load_model
+
+EXPORTERS = ("torch", "onnx", "onnxscript")
+"""The libraries that decide the bytes of the ONNX file."""
 
 
 def export(settings: Export) -> ModelManifest:
@@ -48,17 +51,20 @@ def export(settings: Export) -> ModelManifest:
         return existing
     classifier = Classifier(load_model(storage, run)).eval()
     model = to_onnx(classifier, run)
-    tolerance = FLOAT_TOLERANCE
     if settings.uint8:
         model = quantize(model)
-        tolerance = UINT8_TOLERANCE
     session = predictor.open_session(model)
     inputs, outputs = predictor.expected_tensors(run.image)
     check_contract(session, inputs, outputs)
-    images = shards.read_split(storage, dataset, "test").images
-    difference = check_parity(session, classifier, images, tolerance)
+    parity = check_parity(
+        session,
+        classifier,
+        shards.sample(storage, dataset, "test", PARITY_ROWS),
+        UINT8_TOLERANCE if settings.uint8 else FLOAT_TOLERANCE,
+    )
     if settings.uint8:
-        check_accuracy(session, classifier, shards.read_split(storage, dataset, "val"))
+        check_accuracy(session, classifier, shards.sample(storage, dataset, "val", PARITY_ROWS))
+    replacement = Replacement(storage, folder, ModelManifest)
     manifest = ModelManifest(
         caveat=dataset.caveat,
         name=dataset.name,
@@ -68,23 +74,19 @@ def export(settings: Export) -> ModelManifest:
         image=run.image,
         inputs=inputs,
         outputs=outputs,
-        parity_max_difference=difference,
+        parity_rows=parity.rows,
+        parity_max_difference=parity.max_difference,
+        parity_changed=parity.changed,
+        weights="uint8" if settings.uint8 else "float32",
         training=run.training,
-        files=(
-            write_file(storage, folder, "model.onnx", model),
-            write_file(
-                storage, folder, "config.pbtxt", triton_config(dataset.name, inputs, outputs)
-            ),
-        ),
+        files=(replacement.write("model.onnx", model),),
     )
-    commit(storage, folder, manifest)
+    replacement.commit(manifest)
     return manifest
 
 
 def _version(run: RunManifest, dataset: DatasetManifest, *, uint8: bool) -> str:
     """Return the version: a digest of all that decides the bytes of the ONNX file."""
     weights = run.file(run.checkpoint).sha256
-    exporter = (OPSET, torch.__version__, onnx.__version__)
-    # The default is left out: versions are the same as before `--uint8` was added.
-    rounding = ["uint8"] if uint8 else []
-    return digest(run.run, weights, dataset.ref, *exporter, *rounding)
+    exporter = [EXPORT_FORMAT, OPSET, *map(importlib.metadata.version, EXPORTERS)]
+    return digest(exporter, run.run, weights, dataset.ref, uint8)

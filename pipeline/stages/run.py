@@ -76,7 +76,7 @@ def _import_stages() -> None:
 
 @contextmanager
 def _timed(stage: str, times: dict[str, float]) -> Iterator[None]:
-    console.print(f"[bold]{stage}[/bold]")
+    console.print(stage, style="bold")
     started = time.perf_counter()
     yield
     times[stage] = time.perf_counter() - started
@@ -101,10 +101,9 @@ def _summarize(
     storage = Storage(settings.root)
     folder = storage.display(registry.model_folder(model.name, model.version))
     console.print(
-        f"model   {folder}/model.onnx\n"
-        f"report  {folder}/report.html\n"
+        f"model   {folder}/{model.onnx.path}\n"
+        f"report  {folder}/{evaluation.report.path}\n"
         f"scores  {storage.display(f'scores/{model.ref}')}\n",
-        markup=False,
     )
     if model.caveat:
         warn(model.caveat)
@@ -119,5 +118,4 @@ def _summarize(
         f"  show it       python -m pipeline show {root} --model {model.name}/{ALIAS}\n"
         f"  the tutorial  python -m pipeline run tutorial {root}{flags}\n"
         f"  on a cluster  infra/jobs/submit.sh fast{flags}",
-        markup=False,
     )

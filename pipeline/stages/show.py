@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,7 @@ from pipeline.data import shards
 from pipeline.errors import SettingError
 from pipeline.models import numpy_forward
 from pipeline.models.predictor import Predictor
-from pipeline.models.summary import BYTES_PER_PARAMETER, layer_table, mermaid_graph, num_parameters
+from pipeline.models.summary import layer_table, mermaid_graph, num_bytes, num_parameters
 
 SHADES = " ░▒▓█"
 
@@ -41,8 +42,8 @@ def show(settings: Show) -> None:
         raise SettingError(
             f"--index is {settings.index}, but `test` has {dataset.rows['test']} images."
         )
-    split = shards.read_split(storage, dataset, "test")
-    image, label = split.images[settings.index], int(split.labels[settings.index])
+    (row,) = shards.iter_rows(storage, dataset, "test", np.array([settings.index]))
+    image, label = row.images[0], int(row.labels[0])
     if settings.save:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG")
@@ -51,14 +52,13 @@ def show(settings: Show) -> None:
     out = Console(highlight=False)
     layers = layer_table(model.image, model.training["hidden_sizes"])
     out.print(model_table(model))
-    parameters = num_parameters(layers)
-    out.print(f"Total parameters: {parameters:,}")
-    out.print(f"Total parameters memory: {parameters * BYTES_PER_PARAMETER:,} bytes\n")
+    out.print(f"Total parameters: {num_parameters(layers):,}")
+    out.print(f"Total parameters memory: {num_bytes(layers, model.weights):,} bytes\n")
     print(mermaid_graph(layers))
     print(f"\n{draw(image)}\n")
     probabilities = Predictor(storage, model).predict(image[None]).probabilities[0]
     folder = registry.model_folder(model.name, model.version)
-    onnx_model = read_file(storage, folder, model.file("model.onnx"))
+    onnx_model = read_file(storage, folder, model.onnx)
     by_numpy = numpy_forward.forward(onnx_model, image[None])[0]
     names = model.image.class_names
     for name, probability in zip(names, probabilities, strict=True):

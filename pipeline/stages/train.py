@@ -14,8 +14,9 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
-from pipeline.artifacts.commit import commit, digest, find, load, write_file
+from pipeline.artifacts.commit import find, load
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry, RunManifest
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
 from pipeline.config import Train
@@ -23,7 +24,7 @@ from pipeline.console import progress, say
 from pipeline.errors import StorageError
 from pipeline.recipes import Training
 from pipeline.training import ray_trainer
-from pipeline.training.run_state import TrainJob, read_metrics, reset_run
+from pipeline.training.run_state import TrainJob, read_metrics, reset_run, run_name
 
 POLL_S = 0.5
 
@@ -37,37 +38,46 @@ def train(settings: Train) -> RunManifest:
     storage = Storage(settings.root)
     dataset = load(storage, f"datasets/{settings.dataset}", DatasetManifest)
     training = settings.train
-    run = f"{training.recipe}-{digest(dataset.ref, training.model_dump(mode='json'))}"
-    folder = f"runs/{run}"
-    existing = None if settings.force else find(storage, folder, RunManifest)
+    existing = None if settings.force else _find(storage, dataset, training)
     if existing:
         say(f"run {existing.run} already exists")
         return existing
-    with storage.locked(f"{folder}/.lock"):
-        if settings.force:
-            reset_run(storage, folder)
-        with connection.connected():
-            job = TrainJob(storage, dataset, training, folder, _device(training))
+    with connection.connected():
+        device = _device(training)
+        run = run_name(dataset, training, device)
+        folder = f"runs/{run}"
+        job = TrainJob(storage, dataset, training, folder, device)
+        with storage.locked(f"{folder}/.lock"):
+            if settings.force:
+                reset_run(storage, folder)
             resources.require_shared(storage, folder)
             result = _fit(job)
-        config = training.model_dump_json(indent=2) + "\n"
-        manifest = RunManifest(
-            caveat=dataset.caveat,
-            run=run,
-            dataset=dataset.ref,
-            image=dataset.image,
-            training=training.model_dump(mode="json"),
-            device=job.device,
-            metrics=tuple(result["metrics"]),
-            checkpoint=result["checkpoint"]["path"],
-            files=(
-                write_file(storage, folder, "config.json", config.encode()),
-                FileEntry(**result["checkpoint"]),
-            ),
-        )
-        commit(storage, folder, manifest)
+            config = training.model_dump_json(indent=2) + "\n"
+            replacement = Replacement(storage, folder, RunManifest)
+            manifest = RunManifest(
+                caveat=dataset.caveat,
+                run=run,
+                dataset=dataset.ref,
+                image=dataset.image,
+                training=training.model_dump(mode="json"),
+                device=device,
+                metrics=tuple(result["metrics"]),
+                checkpoint=result["checkpoint"]["path"],
+                files=(
+                    replacement.write("config.json", config.encode()),
+                    FileEntry(**result["checkpoint"]),
+                ),
+            )
+            replacement.commit(manifest)
     say(f"run {run}: {_describe(manifest.metrics[-1])}")
     return manifest
+
+
+def _find(storage: Storage, dataset: DatasetManifest, training: Training) -> RunManifest | None:
+    """Return the finished run of these settings, on a device that they allow, or None."""
+    devices = ("cuda", "cpu") if training.device == "auto" else (training.device,)
+    folders = [f"runs/{run_name(dataset, training, device)}" for device in devices]
+    return next(filter(None, (find(storage, folder, RunManifest) for folder in folders)), None)
 
 
 def _device(training: Training) -> str:

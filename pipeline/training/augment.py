@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.training.batch_loader import RankSlice, epoch_seed
+from pipeline.training.batch_loader import AUGMENT, RankSlice, stream_seed
 
 IMAGES_PER_FIELD = 50
 
@@ -50,7 +50,7 @@ class Augment:
         self._smooth = _gaussian(height, device), _gaussian(width, device)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
-        self._random.manual_seed(epoch_seed(seed, epoch))
+        self._random.manual_seed(stream_seed(seed, epoch, AUGMENT))
 
     def __call__(self, images: Tensor, rank_slice: RankSlice) -> Tensor:
         """Return a rank's rows of a batch, augmented: raw pixels, float32 (rows, height * width).

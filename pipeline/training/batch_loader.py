@@ -16,15 +16,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.storage import Storage
 from pipeline.data import shards
+from pipeline.training.run_state import window_rows
 
 GROUP_ROWS = 8192
 """Rows gathered at once for several batches: one index_select for each batch would be slower."""
+
+
+SHUFFLE, AUGMENT = 0, 1
+"""The uses of random numbers in an epoch."""
 
 
 class Window(NamedTuple):
@@ -83,10 +89,9 @@ class BatchLoader:
         self.rows = dataset.rows[split]
         self.waited_s = 0.0
         self._shards = dataset.shards(split)
-        num_pixels = dataset.image.num_pixels
         self._whole: Window | None = None
-        self._window_rows = memory_bytes // 2 // num_pixels
-        if self.rows * num_pixels <= memory_bytes:
+        self._window_rows = window_rows(dataset, split, memory_bytes)
+        if self._window_rows is None:
             started = time.perf_counter()
             self._whole = self._read(self._shards)
             self.waited_s = time.perf_counter() - started
@@ -115,7 +120,7 @@ class BatchLoader:
         """
         random = None
         if self._seed is not None:
-            random = torch.Generator().manual_seed(epoch_seed(self._seed, number))
+            random = torch.Generator().manual_seed(stream_seed(self._seed, number, SHUFFLE))
         group_rows = max(1, GROUP_ROWS // self._batch_size) * self._batch_size
         rest: Window | None = None
         for window in self._windows(random):
@@ -157,15 +162,16 @@ class BatchLoader:
         order: Iterable[Any] = range(num_shards)
         if random is not None:
             order = torch.randperm(num_shards, generator=random)
+        assert self._window_rows is not None
         windows = list[list[FileEntry]]()
-        window_rows = rows_left = 0
+        size = rows_left = 0
         for index in order:
             shard = self._shards[int(index)]
             assert shard.rows is not None
             if not windows or shard.rows > rows_left:
                 windows.append([])
-                window_rows = min(self._window_rows, 2 * window_rows or shard.rows)
-                rows_left = window_rows
+                size = min(self._window_rows, 2 * size or shard.rows)
+                rows_left = size
             windows[-1].append(shard)
             rows_left -= shard.rows
         return windows
@@ -199,12 +205,12 @@ class BatchLoader:
         return Window(images, torch.from_numpy(rows.labels).to(self._device, torch.int64))
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's random numbers, another one for every seed and epoch.
+def stream_seed(seed: int, epoch: int, stream: int) -> int:
+    """Return the seed of an epoch's random numbers for one use, SHUFFLE or AUGMENT.
 
-    The factor is a prime larger than any number of epochs.
+    The numbers of each are independent of all others.
     """
-    return seed * 1_000_003 + epoch
+    return int(np.random.SeedSequence((seed, epoch, stream)).generate_state(1)[0])
 
 
 def _concatenate(first: Window, second: Window) -> Window:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pipeline.artifacts.commit import find, read_file, write_file
-from pipeline.artifacts.manifests import FileEntry, RunManifest
+from pipeline.artifacts.manifests import ArtifactFile, FileEntry, RunManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ArtifactDamaged
 from pipeline.models.mlp import Mlp
@@ -25,7 +26,7 @@ from pipeline.training.run_state import CHECKPOINTS
 
 MAX_CHECKPOINTS = 2
 
-_INDEX = TypeAdapter(tuple[FileEntry, ...])
+_INDEX = TypeAdapter(tuple[ArtifactFile, ...])
 
 
 class TrainState(NamedTuple):
@@ -48,7 +49,9 @@ def save(storage: Storage, folder: str, state: TrainState) -> FileEntry:
     entry = write_file(storage, folder, name, data)
     newest_first = (entry, *(old for old in _index(storage, folder) if old != entry))
     storage.write(f"{folder}/{CHECKPOINTS}", _INDEX.dump_json(newest_first[:MAX_CHECKPOINTS]))
-    finished = find(storage, folder, RunManifest)
+    finished = None
+    with suppress(ArtifactDamaged):
+        finished = find(storage, folder, RunManifest)
     for old in newest_first[MAX_CHECKPOINTS:]:
         if not finished or old.path != finished.checkpoint:
             storage.delete(f"{folder}/{old.path}")

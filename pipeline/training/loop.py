@@ -37,8 +37,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     Return `metrics` (one dict per epoch) and `checkpoint` (the entry of the last one), or
     `diverged` (epoch and step) if the loss diverged; ranks other than 0 return an empty dict.
 
-    The result is the same to the bit for one worker, and for any fixed number of CPU workers of one
-    node. Between numbers of workers it differs by the rounding of float32 sums.
+    The result is the same to the bit for the same numbers of CPU workers of one node and of their
+    CPUs in each epoch, on CPUs of one type. Otherwise it differs by the rounding of float32 sums.
     """
     job: TrainJob = config["job"]
     torch.set_num_threads(job.training.cpus_per_worker)
@@ -156,6 +156,8 @@ class Worker:
             "val_accuracy": val_correct / self.val.rows,
             "images_per_s": self.train.rows / seconds,
             "data_wait_s": waited_s,
+            "num_workers": self.world_size,
+            "cpus_per_worker": self.training.cpus_per_worker,
         }
 
     def _train_on(self, group: BatchGroup, step: int) -> Tensor:

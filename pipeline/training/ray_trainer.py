@@ -75,7 +75,7 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
     cuda = job.device == "cuda"
     # Ray Train writes its own index there. A crash can leave it damaged, and nothing reads it.
     attempt = f"{job.folder}/.attempt"
-    job.storage.delete(attempt)
+    job.storage.delete_folder(attempt)
     trainer = ray_hooks.faster_trainer(TorchTrainer)(
         work,
         train_loop_config={"job": job},
@@ -100,7 +100,7 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
         return result
     finally:
         with suppress(StorageError):
-            job.storage.delete(attempt)
+            job.storage.delete_folder(attempt)
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pyarrow import fs
 
 REPOSITORY = Path(__file__).parents[2]
 
+PROGRAM = REPOSITORY / ".venv-others/moto/bin/moto_server"
+
 CUT_BYTES = 1500
 """Bytes that pass before the proxy cuts or stalls a connection."""
 
@@ -55,8 +57,7 @@ class S3:
 @contextmanager
 def started() -> Iterator[S3]:
     """Start moto's server from the venv that `make test` creates for it."""
-    program = str(REPOSITORY / ".venv-others/moto/bin/moto_server")
-    command = [program, "-H", "127.0.0.1", "-p", "0"]
+    command = [str(PROGRAM), "-H", "127.0.0.1", "-p", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

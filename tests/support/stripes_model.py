@@ -37,7 +37,7 @@ def publish(
         name=name,
         version=version,
         run="by-hand",
-        dataset=f"{name}/by-hand",
+        dataset=f"{name}/{'0' * 12}",
         image=image,
         inputs=inputs,
         outputs=outputs,

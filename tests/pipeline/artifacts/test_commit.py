@@ -47,7 +47,7 @@ class Attempts(RuleBasedStateMachine):
         files = self.written[setting]
         if len(files) == NUM_FILES:
             manifest = ScoresManifest(
-                model=f"m/{setting}",
+                model=f"m/{setting:012}",
                 image=ImageSpec(1, 1, ("a",)),
                 probabilities=False,
                 columns=(),
@@ -65,7 +65,7 @@ class Attempts(RuleBasedStateMachine):
         assert committed == self.committed
         for entry in committed.files if committed else ():
             assert committed
-            setting = committed.model.rpartition("/")[2]
+            setting = int(committed.model.rpartition("/")[2])
             expected = f"{setting} {entry.path.rpartition('-')[2]}".encode() * 50
             assert read_file(self.storage, "", entry) == expected
 

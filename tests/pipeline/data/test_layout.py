@@ -132,5 +132,5 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    with pytest.raises(StorageError, match="A file name is not UTF-8"):
+    with pytest.raises(StorageError, match="is not UTF-8"):
         layout.data_files(Storage(str(tmp_path)))

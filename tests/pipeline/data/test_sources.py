@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ class Mirror(ThreadingHTTPServer):
         self.files = files
         self.cuts = 0
         self.ranges = list[str | None]()
+        self.has_tags = True
 
     @property
     def url(self) -> str:
@@ -53,9 +55,16 @@ class Handler(BaseHTTPRequestHandler):
         if body is None:
             self.send_error(404)
             return
+        tag = f'"{hashlib.sha256(body).hexdigest()}"'
+        if requested and self.headers.get("If-Range") != tag:
+            requested = None
         start = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
         rest = body[start:]
         self.send_response(206 if requested else 200)
+        if requested:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.server.has_tags:
+            self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         cut = self.server.cuts > 0
@@ -105,6 +114,46 @@ def test_a_later_run_continues_the_download_of_an_earlier_one(
     assert None not in mirror.ranges[1:]
 
 
+@pytest.mark.parametrize("has_tags", [True, False])
+def test_two_versions_of_a_file_are_never_joined(
+    mirror: Mirror, tmp_path: Path, has_tags: bool
+) -> None:
+    mirror.has_tags = has_tags
+    mirror.cuts = 2
+    with pytest.raises(Unreachable):
+        download([f"{mirror.url}/file"], tmp_path / "file")
+    mirror.files["file"] = BODY[::-1]
+    download([f"{mirror.url}/file"], tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY[::-1]
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_damaged_file_of_a_known_checksum_is_downloaded_again(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(BODY[:100])
+    download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_a_file_is_downloaded_again_by_force_unless_its_checksum_is_right(
+    mirror: Mirror, tmp_path: Path
+) -> None:
+    for sha256, downloads in ((None, 3), (SHA256, 0)):
+        mirror.ranges.clear()
+        for force in (False, True, True):
+            download([f"{mirror.url}/file"], tmp_path / "file", sha256, force=force)
+        assert len(mirror.ranges) == downloads
+
+
+def test_a_loopback_mirror_is_asked_directly_though_there_is_a_proxy(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    download([f"{mirror.url}/file"], tmp_path / "file", SHA256)
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
 def test_the_next_mirror_is_tried_after_a_wrong_or_missing_file(
     mirror: Mirror, tmp_path: Path
 ) -> None:
@@ -138,6 +187,16 @@ def test_a_url_may_hold_plain_files_and_a_broken_one_is_not_kept(
         open_source(settings)
     mirror.files[ROLES["test_labels"]] = labels
     assert open_source(settings).splits["test"].num_rows == 90
+
+
+def test_a_file_of_a_url_that_is_damaged_in_the_cache_is_downloaded_again(
+    mirror: Mirror, source: Path, tmp_path: Path
+) -> None:
+    settings = Data(name="bars", source=serve(mirror, source), cache=str(tmp_path))
+    expected = open_source(settings).digests
+    (cached,) = tmp_path.glob("bars-*")
+    (cached / ROLES["test_images"]).write_bytes(b"torn")
+    assert open_source(settings).digests == expected
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(mirror: Mirror, tmp_path: Path) -> None:
@@ -180,8 +239,14 @@ def test_a_data_set_is_extracted_from_an_archive_of_several(
     monkeypatch.setitem(catalog.PROFILES, "emnist-digits", profile)
     for _ in range(2):
         opened = open_source(Data(name="emnist-digits", cache=str(tmp_path)))
+        # The second time it is extracted again.
+        (tmp_path / "emnist-digits" / known.files["test_images"]).write_bytes(b"torn")
     assert (opened.splits["train"].num_rows, opened.shape) == (600, (10, 12))
     assert len(mirror.ranges) == 1
+    (kept,) = tmp_path.glob("*-gzip.zip")
+    kept.write_bytes(packed.getvalue()[:1000])
+    open_source(Data(name="emnist-digits", cache=str(tmp_path)))
+    assert len(mirror.ranges) == 2
 
 
 def test_the_error_without_a_mirror_says_what_else_to_do(

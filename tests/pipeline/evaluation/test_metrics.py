@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Evaluate
+from pipeline.artifacts.storage import Storage
+from pipeline.config import Evaluate, Export
 from pipeline.data.shards import LabeledImages, iter_shards, read_split
-from pipeline.evaluation.metrics import evaluate_predictor
+from pipeline.evaluation.metrics import NUM_MISTAKES, evaluate_predictor
 from pipeline.models.predictor import Predictor
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.export import export
 from tests.conftest import Artifacts
+from tests.support.local_artifacts import write_dataset, write_run
 
 
 def test_every_example_counts_once_in_every_measure(artifacts: Artifacts) -> None:
@@ -60,6 +63,24 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy(
     labels = np.array([label, label, label, (label + 1) % 3], np.uint8)
     metrics = evaluate_predictor(predictor, [LabeledImages(np.arange(4), same, labels)]).metrics
     assert metrics["calibration_error"] == pytest.approx(abs(confidence - 3 / 4), abs=1e-6)
+
+
+def test_mistakes_are_the_most_confident_and_keep_no_shard_in_memory(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    dataset = write_dataset(storage, test=400, rows_per_shard=50)
+    model = export(Export(root=storage.root, run=write_run(storage, dataset).run))
+    predictor = Predictor(storage, model)
+    shards = list(iter_shards(storage, dataset, "test"))
+    mistakes = evaluate_predictor(predictor, shards).mistakes
+    split = read_split(storage, dataset, "test")
+    predicted = predictor.predict(split.images)
+    confidence = predicted.probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted.prediction != split.labels)
+    expected = sorted(wrong, key=lambda i: (-confidence[i], i))[:NUM_MISTAKES]
+    assert [mistake.id for mistake in mistakes] == expected
+    for mistake in mistakes:
+        np.testing.assert_array_equal(mistake.image, split.images[mistake.id])
+        assert mistake.image.base is None
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(artifacts: Artifacts) -> None:

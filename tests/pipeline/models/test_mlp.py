@@ -6,7 +6,7 @@ import torch
 
 from pipeline.contract import ImageSpec
 from pipeline.models.mlp import Mlp
-from pipeline.models.summary import BYTES_PER_PARAMETER, layer_table, mermaid_graph, num_parameters
+from pipeline.models.summary import layer_table, mermaid_graph, num_bytes, num_parameters
 
 MNIST = ImageSpec(28, 28, tuple("0123456789"))
 
@@ -14,7 +14,9 @@ MNIST = ImageSpec(28, 28, tuple("0123456789"))
 def test_the_table_is_that_of_the_tutorial() -> None:
     rows = layer_table(MNIST, (128,))
     assert num_parameters(rows) == 101_770
-    assert num_parameters(rows) * BYTES_PER_PARAMETER == 407_080
+    assert num_bytes(rows, "float32") == 407_080
+    # The 128 units have a step each, as float32, and weights of one byte.
+    assert num_bytes(rows, "uint8") == 407_080 - 3 * 784 * 128 + 4 * 128
     assert [row.layer for row in rows] == [
         "scale, flatten",
         "dense_0",

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +13,7 @@ from pipeline.errors import ModelRejected
 from pipeline.models import numpy_forward, predictor
 from pipeline.models.mlp import Classifier
 from pipeline.models.onnx_export import to_onnx
-from pipeline.models.parity import UINT8_TOLERANCE, check_accuracy, check_contract, check_parity
+from pipeline.models.parity import UINT8_TOLERANCE, check_contract
 from pipeline.models.quantize import quantize
 from pipeline.stages.export import export
 from pipeline.training.checkpoints import load_model
@@ -57,24 +55,6 @@ def test_numpy_agrees_with_onnxruntime_on_uint8_weights(
     np.testing.assert_allclose(numpy_forward.forward(rounded, images), expected, atol=1e-5)
 
 
-def test_a_model_with_other_weights_is_not_published(
-    artifacts: Artifacts,
-    model_bytes: bytes,
-    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-) -> None:
-    classifier = Classifier(load_model(artifacts.storage, artifacts.run))
-    session = predictor.open_session(model_bytes)
-    assert check_parity(session, classifier, images) <= 1e-5
-    with torch.no_grad():
-        classifier.mlp.layers[0].bias[0] += 0.01  # type: ignore[index,operator]
-    with pytest.raises(ModelRejected, match="The model was not published"):
-        check_parity(session, classifier, images)
-    with torch.no_grad():
-        classifier.mlp.layers[0].bias[0] = torch.nan  # type: ignore[operator]
-    with pytest.raises(ModelRejected, match="by nan"):
-        check_parity(session, classifier, images)
-
-
 def test_the_file_is_self_contained_and_names_its_origin(
     artifacts: Artifacts, model_bytes: bytes
 ) -> None:
@@ -110,30 +90,12 @@ def test_exporting_again_finds_the_version(artifacts: Artifacts) -> None:
     assert export(Export(root=artifacts.root, run=artifacts.run.run)) == artifacts.model
 
 
-def test_the_triton_configuration_has_shapes_without_the_batch(artifacts: Artifacts) -> None:
-    folder = Path(artifacts.root, registry.model_folder("bars", artifacts.model.version))
-    text = (folder / "config.pbtxt").read_text()
-    assert 'name: "image" data_type: TYPE_UINT8 dims: [ 12, 10 ]' in text
-    assert 'name: "probabilities" data_type: TYPE_FP32 dims: [ 3 ]' in text
-    assert 'name: "prediction" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] }' in text
-
-
 def test_weights_as_uint8_predict_nearly_the_same(artifacts: Artifacts) -> None:
     settings = Export(root=artifacts.root, run=artifacts.run.run, uint8=True)
     model = export(settings)
     assert model.version != artifacts.model.version
     assert 0 < model.parity_max_difference <= UINT8_TOLERANCE.probability
+    assert (model.weights, artifacts.model.weights) == ("uint8", "float32")
+    assert (model.parity_rows, artifacts.model.parity_changed) == (90, 0)
     assert model.outputs == artifacts.model.outputs
     assert export(settings) == model
-
-
-def test_weights_that_uint8_spoils_are_not_published(artifacts: Artifacts) -> None:
-    """Make one weight so large that all others of its unit are rounded to 0."""
-    classifier = Classifier(load_model(artifacts.storage, artifacts.run)).eval()
-    with torch.no_grad():
-        classifier.mlp.layers[0].weight[:, 0] = 1e4  # type: ignore[operator]
-    session = predictor.open_session(quantize(to_onnx(classifier, artifacts.run)))
-    val = read_split(artifacts.storage, artifacts.dataset, "val")
-    val.images[:, 0, 0] = 0
-    with pytest.raises(ModelRejected, match="Export without --uint8"):
-        check_accuracy(session, classifier, val)

@@ -50,6 +50,8 @@ def test_training_learns_and_writes_a_line_for_every_epoch(artifacts: Artifacts)
         "val_accuracy",
         "images_per_s",
         "data_wait_s",
+        "num_workers",
+        "cpus_per_worker",
     }
     assert tuple(lines) == artifacts.run.metrics
 
@@ -86,11 +88,13 @@ def test_force_leaves_the_finished_run_until_it_is_replaced(
 def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) -> None:
     batch = {"batch_size": 47, "epochs": 2}
     one = run(root, artifacts, TRAINING.model_copy(update=batch))
-    two = run(root, artifacts, TRAINING.model_copy(update={**batch, "num_workers": 2}))
     storage = Storage(root)
-    torch.testing.assert_close(
-        dict(load_model(storage, two).state_dict()), dict(load_model(storage, one).state_dict())
-    )
+    of_one = dict(load_model(storage, one).state_dict())
+    workers = TRAINING.model_copy(update={**batch, "num_workers": 2})
+    assert run(root, artifacts, workers) == one
+    two = run(root, artifacts, workers, force=True)
+    assert two.run == one.run
+    torch.testing.assert_close(dict(load_model(storage, two).state_dict()), of_one)
     assert two.metrics[-1]["val_accuracy"] == one.metrics[-1]["val_accuracy"]
     assert two.metrics[-1]["loss"] == pytest.approx(one.metrics[-1]["loss"])
 
@@ -107,7 +111,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(
     root: str, artifacts: Artifacts
 ) -> None:
     with pytest.raises(ResourcesMissing, match="99 CPUs were asked for, but the cluster has"):
-        run(root, artifacts, TRAINING.model_copy(update={"num_workers": 99}))
+        run(root, artifacts, TRAINING.model_copy(update={"num_workers": 99}), force=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -1,0 +1,69 @@
+"""Threads: calls that wait for a network, made so that a signal ends the wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import TypeVar
+
+A = TypeVar("A")
+
+B = TypeVar("B")
+
+MAX_THREADS = 32
+
+
+def interruptible(work: Callable[[], B]) -> B:
+    """Return the result of `work`, a call into other than Python code that may wait long.
+
+    Only the main thread handles signals, and only in Python code, so there `work` runs in a thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    return _start(work).result()
+
+
+def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """Apply `work`, which waits for storage, to each item in threads; return results in order.
+
+    If several calls fail, the error of the earliest item is raised.
+    """
+    todo = list(items)
+    numbers = iter(range(len(todo)))
+    results = dict[int, B]()
+    errors = dict[int, BaseException]()
+    stopped = threading.Event()
+
+    def work_off() -> None:
+        for number in numbers:
+            if stopped.is_set():
+                return
+            try:
+                results[number] = work(todo[number])
+            except BaseException as error:
+                errors[number] = error
+                stopped.set()
+
+    try:
+        for end in [_start(work_off) for _ in range(min(MAX_THREADS, len(todo)))]:
+            end.result()
+    finally:
+        stopped.set()
+    if errors:
+        raise errors[min(errors)]
+    return [results[number] for number in range(len(todo))]
+
+
+def _start(work: Callable[[], B]) -> Future[B]:
+    """Run `work` in a thread that does not keep the process from ending."""
+    future = Future[B]()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

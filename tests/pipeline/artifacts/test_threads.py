@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline.artifacts.threads import parallel_map
+
+
+def test_results_are_in_the_order_of_the_items() -> None:
+    assert parallel_map(lambda number: number * 2, range(500)) == list(range(0, 1000, 2))
+    assert parallel_map(len, list[str]()) == []
+
+
+def test_work_is_done_at_once() -> None:
+    barrier = threading.Barrier(8, timeout=30)
+    assert len(parallel_map(lambda _: barrier.wait(), range(8))) == 8
+
+
+def test_the_error_of_the_earliest_item_is_raised() -> None:
+    both_failed = threading.Barrier(2, timeout=30)
+
+    def fail(number: int) -> None:
+        both_failed.wait()
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="^0$"):
+        parallel_map(fail, range(2))
