@@ -67,7 +67,11 @@ class ArrayFile:
         with file:
             rows = array_format.read_rows(content, self.info, name=self.name, start=begin, stop=end)
             # No error: take the file out of the `with`, so that it is not closed.
+            other = _open_files.pop(key, None)
             _open_files[key] = file.pop_all(), content
+            if other:
+                # Another thread opened it too.
+                other[0].close()
         for least_recent in list(_open_files)[:-MAX_OPEN_FILES]:
             # Another thread may have taken it.
             if closing := _open_files.pop(least_recent, None):
