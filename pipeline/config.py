@@ -123,7 +123,8 @@ class Score(ForcedStage):
     """Predict any number of images with Ray Data, and write the scores as Parquet shards."""
 
     input: tuple[str, ...] = Field(min_length=1)
-    """Parquet and IDX files, globs, folders of Parquet or image files, or NAME/VERSION/SPLIT."""
+    """Parquet, Arrow, IDX, NumPy, CSV, tar or image files; globs or folders of them; or
+    NAME/VERSION/SPLIT."""
     output: str
     """Folder or URI for the shards of scores and their manifest."""
     model: str = "mnist/production"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipeline.artifacts.manifests import (
@@ -24,6 +25,10 @@ from pipeline.stages.export import export
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train
 from tests.support.sample_data import write_source
+
+# No test asserts a time, and other tests may take the cores.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 TRAINING = Training(
     hidden_sizes=(16,),

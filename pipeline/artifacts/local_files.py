@@ -52,13 +52,8 @@ class LocalFiles:
         return os.path.isfile(self._full(path))
 
     def files(self, path: str) -> list[str]:
-        selector = fs.FileSelector(self._full(path), allow_not_found=True, recursive=True)
         start = len(self.root.rstrip("/")) + 1
-        infos = self._fs.get_file_info(selector)
-        try:
-            return [info.path[start:] for info in infos if info.type == fs.FileType.File]
-        except UnicodeDecodeError as error:
-            raise OSError(f"the name {error.object!r} is not UTF-8") from None
+        return [file[start:] for file in _walk(self._full(path))]
 
     def write(self, path: str, data: bytes | pa.Buffer) -> None:
         target = Path(self._full(path))
@@ -172,3 +167,29 @@ def _warn_once(message: str, folder: Path, error: OSError) -> None:
     if message not in _warned:
         _warned.add(message)
         logging.getLogger(__name__).warning(message, folder, error.strerror)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the files of a folder and its subfolders; a link to a folder above it is not followed.
+
+    pyarrow follows such links until paths are too long. Raise OSError if a name is not UTF-8.
+    """
+    waiting = [(folder, frozenset[tuple[int, int]]())]
+    while waiting:
+        folder, above = waiting.pop()
+        try:
+            status = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            continue
+        for entry in entries:
+            # Python shows other bytes as surrogates, which have no UTF-8.
+            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+                raise OSError(f"the name {os.fsencode(entry.name)!r} is not UTF-8")
+            if entry.is_dir():
+                waiting.append((entry.path, above | {identity}))
+            elif entry.is_file():
+                yield entry.path

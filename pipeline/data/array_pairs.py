@@ -27,7 +27,7 @@ KINDS = {
 
 
 class ArrayName(NamedTuple):
-    """The data set, the split, and the kind (`images` or `labels`) in the name of an array."""
+    """The data set, split and kind (`images` or `labels`) that the name of an array says."""
 
     prefix: str
     split: str
@@ -79,9 +79,10 @@ def find_pairs(storage: Storage, paths: Sequence[str], profile: Profile | None) 
     if not complete:
         return {}
     if len(complete) > 1:
+        prefixes = ", ".join(prefix or "(without a name)" for prefix in sorted(complete))
         raise DataError(
-            f"{storage.display()} holds the arrays of several data sets: "
-            f"{', '.join(sorted(complete))}. Give a folder with those of one."
+            f"{storage.display()} holds the arrays of several data sets: {prefixes}. Give a folder "
+            "with those of one."
         )
     ((prefix, splits),) = complete.items()
     if "" in splits:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline.artifacts.storage import parallel_map
 from pipeline.console import say
-from pipeline.data.readers.labels import Label
+from pipeline.data.readers.labels import Label, add_counts
 from pipeline.data.readers.rows import LabelledReader, Reader
 from pipeline.errors import DataError
 
@@ -39,14 +39,15 @@ def assign_classes(
     them; if none does, each label that occurs is a class of its own name. Raise DataError if files
     name classes differently, or if there are too many or fewer than two.
     """
-    everything = [reader for split in readers.values() for reader in split]
+    everything = [reader for own in readers.values() for reader in own]
     counts, train_counts = Counter[Label](), Counter[Label]()
-    for reader, own in zip(
-        everything, parallel_map(lambda one: one.count_labels(), everything), strict=True
-    ):
-        counts.update(own)
-        if reader in readers["train"]:
-            train_counts.update(own)
+    for split, own in readers.items():
+        for reader, labels_in_file in zip(
+            own, parallel_map(lambda one: one.count_labels(), own), strict=True
+        ):
+            add_counts(counts, labels_in_file, reader.storage.display(reader.entry.path))
+            if split == "train":
+                train_counts.update(labels_in_file)
     if names is not None:
         labels: tuple[Label, ...] = tuple(range(first_label, first_label + len(names)))
         classes = Classes(names, labels)
@@ -100,7 +101,6 @@ def _names_in_files(readers: Sequence[LabelledReader]) -> tuple[str, ...] | None
             ]
             raise DataError(
                 f"{shown[0]}, but {shown[1]}: a label would mean different classes. Write all "
-                "files "
-                "with the same names in the same order."
+                "files with the same names in the same order."
             )
     return first.class_names if first else None

@@ -6,8 +6,6 @@ To add a form: write its reader (see `readers`), and add a function to `FORMS` t
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +15,15 @@ from pipeline.contract import AS_IS, Preparation
 from pipeline.data import layout
 from pipeline.data.array_pairs import array_paths, find_pairs, open_pairs
 from pipeline.data.catalog import Profile
-from pipeline.data.layout import group_by_folder, group_by_name, say_skipped
+from pipeline.data.classes import check_number
+from pipeline.data.layout import group_by_folder, group_by_name, name_classes, say_skipped
 from pipeline.data.readers.csv import open_csv
 from pipeline.data.readers.image_folder import digest_of, image_files, open_image_folder
 from pipeline.data.readers.rows import LabelledReader, Reader, source_changed_error
+from pipeline.data.readers.table_columns import LABEL_NAMES
 from pipeline.data.readers.tables import TABLE_SUFFIXES, has_images, open_table
-from pipeline.data.readers.tar import open_tar
-from pipeline.errors import DataError
+from pipeline.data.readers.tar import LABEL_SUFFIXES, TAR_SUFFIXES, open_tar
+from pipeline.errors import DataError, SettingError
 
 LIST_SUFFIXES = (".csv", ".txt")
 
@@ -32,7 +32,8 @@ LIST_SUFFIXES = (".csv", ".txt")
 class Folder:
     """A folder of source files, and what its images are prepared for.
 
-    `split_list`, if given, is the path of a list of its files and their splits.
+    `split_list`, if given, are the splits of its files by path. `one_split`: a column assigns rows
+    to splits, so all files are `train`.
     """
 
     storage: Storage
@@ -41,6 +42,7 @@ class Folder:
     preparation: Preparation = AS_IS
     size: tuple[int, int] | None = None
     split_list: Mapping[str, str] | None = None
+    one_split: bool = False
 
     def with_suffix(self, *suffixes: str) -> list[str]:
         """Return the paths of files with one of these suffixes, in any case."""
@@ -48,18 +50,20 @@ class Folder:
 
     def group(self, paths: Sequence[str]) -> dict[str, list[str]]:
         """Return the files of each split, by the list or by their names."""
+        if self.one_split:
+            return {"train": list(paths)}
         if self.split_list is None:
             return group_by_name(self.storage, paths)
         splits = self._listed(paths)
         return layout.resolve_eval(self.storage, splits, sorted(splits))
 
     def group_images(self, paths: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Return the files of each split, and the path of each below the folder of the split."""
+        """Return the class of each image file by split and path, by the list or by the folders."""
         if self.split_list is None:
             return group_by_folder(self.storage, paths)
-        below = group_by_folder(self.storage, paths, by_split=False)["train"]
+        classes = name_classes({path: path.split("/")[:-1] for path in paths})
         splits = self._listed(paths)
-        groups = {split: {path: below[path] for path in files} for split, files in splits.items()}
+        groups = {split: {path: classes[path] for path in own} for split, own in splits.items()}
         return layout.resolve_eval(self.storage, groups, sorted(groups))
 
     def _listed(self, paths: Sequence[str]) -> dict[str, list[str]]:
@@ -68,11 +72,14 @@ class Folder:
         for path in paths:
             if path in self.split_list:
                 splits.setdefault(self.split_list[path], []).append(path)
-        say_skipped(
-            self.storage,
-            [path for path in paths if path not in self.split_list],
-            "as --data.split-by does not list them",
-        )
+        absent = sorted(set(self.split_list) - set(paths))
+        if absent:
+            raise DataError(
+                f"--data.split-by lists {len(absent):,} paths that {self.storage.display()} lacks "
+                f"({absent[0][:99]!r} ...). Paths are relative to it."
+            )
+        others = [path for path in paths if path not in self.split_list]
+        say_skipped(self.storage, others, "as --data.split-by does not list them")
         return splits
 
 
@@ -103,16 +110,14 @@ def open_folder(folder: Folder) -> OpenedFolder:
         files = ", ".join(folder.profile.files.values())
         raise DataError(
             f"{folder.storage.display()} does not hold the files of this data set: {files}, "
-            "gzipped "
-            "or not. For files of your own, give another name with --data.name."
+            "gzipped or not. For files of your own, give another name with --data.name."
         )
     seen = sorted({path.split("/")[0] for path in folder.paths})
     raise DataError(
-        f"{folder.storage.display()} holds no images with labels: it has {_list(seen)}. Give IDX "
-        "or "
-        "NumPy files of images and labels, Parquet, Arrow, CSV or tar files named after their "
-        "splits, or image files as SPLIT/CLASS/*.png, with --data.source. "
-        f"Splits are named {layout.WORDS}, in any case."
+        f"{folder.storage.display()} holds no images with labels: it has {_list(seen)}. Give with "
+        "--data.source IDX or NumPy files of images and labels; Parquet, Arrow, CSV or tar files "
+        "named after their splits; or image files as SPLIT/CLASS/*.png. Splits are named "
+        f"{layout.WORDS}, in any case."
     )
 
 
@@ -121,6 +126,11 @@ def _open_arrays(folder: Folder) -> OpenedFolder | None:
     pairs = find_pairs(folder.storage, paths, folder.profile) if paths else {}
     if not pairs:
         return None
+    if folder.split_list is not None:
+        raise SettingError(
+            "--data.split-by lists files, but IDX and NumPy arrays name their splits themselves. "
+            "Leave it out, or give a column."
+        )
     _say_other_forms(folder, paths)
     readers, digests = open_pairs(
         folder.storage,
@@ -143,7 +153,7 @@ def _open_tables(folder: Folder) -> OpenedFolder | None:
 
 
 def _open_csv(folder: Folder) -> OpenedFolder | None:
-    paths = folder.with_suffix(".csv", ".tsv")
+    paths = folder.with_suffix(".csv")
     images = image_files(folder.paths)
     # A table beside image files lists them; it holds no pixels.
     if folder.profile or not paths or images:
@@ -152,7 +162,7 @@ def _open_csv(folder: Folder) -> OpenedFolder | None:
 
 
 def _open_tar(folder: Folder) -> OpenedFolder | None:
-    paths = folder.with_suffix(".tar")
+    paths = folder.with_suffix(*TAR_SUFFIXES)
     if folder.profile or not paths:
         return None
     return _open_labelled(folder, paths, open_tar)
@@ -179,7 +189,12 @@ def _open_labelled(
             continue
         if unlabelled:
             path = unlabelled[0].entry.path
-            raise DataError(f"{folder.storage.display(path)} has no labels (`label`).")
+            raise DataError(
+                f"{folder.storage.display(path)} has no labels. Tables have them in a column "
+                f"{', '.join(LABEL_NAMES)}, tar files as {', '.join(LABEL_SUFFIXES)} beside images."
+            )
+        empty = [path for path, reader in zip(files, opened, strict=True) if reader is None]
+        say_skipped(folder.storage, empty, "as they have no rows")
         if own:
             readers[split] = list(own)
             digests |= {reader.entry.path: reader.entry.sha256 for reader in own}
@@ -194,18 +209,16 @@ def _open_images(folder: Folder) -> OpenedFolder | None:
         return None
     _say_other_forms(folder, paths)
     groups = folder.group_images(paths)
-    classes = dict[str, str]()
-    for files in groups.values():
-        for path, below in files.items():
-            if "/" not in below:
-                raise DataError(
-                    f"{folder.storage.display(path)} lies in no folder that names its class. Image "
-                    "files are SPLIT/CLASS/*.png, or CLASS/*.png without splits."
-                )
-            classes[path] = below.rpartition("/")[0]
+    classes = {path: name for own in groups.values() for path, name in own.items()}
+    if alone := [path for path, name in classes.items() if not name]:
+        raise DataError(
+            f"{folder.storage.display(alone[0])} lies in no folder that names its class. Image "
+            "files are SPLIT/CLASS/*.png, or CLASS/*.png without splits."
+        )
     names = tuple(sorted(set(classes.values())))
-    labels = {path: names.index(name) for path, name in classes.items()}
-    size = folder.size
+    check_number(len(names))
+    indices = {name: index for index, name in enumerate(names)}
+    labels = {path: indices[name] for path, name in classes.items()}
     readers = dict[str, list[Reader]]()
     digests = dict[str, str]()
     for split, files in groups.items():
@@ -214,7 +227,7 @@ def _open_images(folder: Folder) -> OpenedFolder | None:
             split,
             list(files),
             preparation=folder.preparation,
-            size=size,
+            size=folder.size,
             labels=labels,
         )
         readers[split] = list(own)
@@ -228,10 +241,9 @@ FORMS = (_open_arrays, _open_tables, _open_tar, _open_csv, _open_images)
 
 
 def _say_other_forms(folder: Folder, own: Sequence[str]) -> None:
-    """Say that files that may be meant as data are not read."""
+    """Say which files are not read."""
     taken = set(own)
-    suffixes = (*TABLE_SUFFIXES, ".csv", ".tar", ".npz", ".npy", ".png", ".jpg", ".jpeg", ".gz")
-    others = [path for path in folder.with_suffix(*suffixes) if path not in taken]
+    others = [path for path in folder.paths if path not in taken]
     say_skipped(folder.storage, others, f"as {own[0]} and others are of another form")
 
 
@@ -242,22 +254,23 @@ def read_split_list(storage: Storage, path: str) -> dict[str, str]:
     """
     splits = dict[str, str]()
     try:
-        text = storage.read(path).decode()
+        text = storage.read(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"--data.split-by {path!r}: the source has no such file.") from None
     except UnicodeDecodeError:
         raise DataError(f"--data.split-by {path!r} is not a text file in UTF-8.") from None
-    for number, line in enumerate(csv.reader(io.StringIO(text)), 1):
-        if not line or (number == 1 and line[:2] == ["path", "split"]):
+    for number, line in enumerate(text.splitlines(), 1):
+        listed, _, word = line.rpartition(",")
+        if not line or (number == 1 and line == "path,split"):
             continue
-        split = layout.split_of(line[1]) if len(line) == 2 else None
-        if split is None or line[0] in splits:
+        listed = listed.strip('"')
+        split = layout.split_of(word)
+        if split is None or not listed or listed in splits:
             raise DataError(
-                f"{storage.display(path)}, line {number}: {','.join(line)[:99]!r} is not "
-                "PATH,SPLIT "
-                f"with a path that is listed once, and one of {layout.WORDS}."
+                f"{storage.display(path)}, line {number}: {line[:99]!r} is not PATH,SPLIT with a "
+                f"path that is listed once, and one of {layout.WORDS}."
             )
-        splits[line[0]] = split
+        splits[listed] = split
     return splits
 
 

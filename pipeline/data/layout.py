@@ -5,6 +5,7 @@ To add a word for a split: add it to `SPLIT_WORDS`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -61,41 +62,59 @@ def say_skipped(storage: Storage, paths: Sequence[str], reason: str) -> None:
 def split_of(name: str) -> str | None:
     """Return the split that a folder or file name holds as a word, or None.
 
-    A name with the words of several splits names the last: `train-test` is `test`.
+    Digits may follow the word: `train1` is `train`. A name with the words of several splits names
+    the last: `train-test` is `test`.
     """
-    words = re.split(r"[^a-z0-9]+", name.lower())
+    words = re.findall(r"t10k|[a-z]+", name.lower())
     splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     return splits[-1] if splits else None
 
 
-def group_by_folder(
-    storage: Storage, paths: Sequence[str], *, by_split: bool = True
-) -> dict[str, dict[str, str]]:
-    """Return each file's path below the folder of its split, by split and path.
+def group_by_folder(storage: Storage, paths: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the class of each image file, by split and path: its folders but that of the split.
 
-    The outermost level of folders that has several names decides. If none of them names a split, or
-    not `by_split`, all files are `train`. Raise DataError if no folder of this level is `train`.
+    The outermost folder that names a split decides, not counting those that all files share. If
+    none does, all files are `train`. The class of a file without another folder is "". Raise
+    DataError if files of other splits exist, but none of `train`.
     """
-    folders = [path.split("/")[:-1] for path in paths]
-    depth = 0
-    while folders and all(len(names) > depth for names in folders):
-        names = {parts[depth] for parts in folders}
-        if len(names) > 1:
-            break
-        depth += 1
-    level = {parts[depth] for parts in folders if len(parts) > depth}
-    if not by_split or not any(split_of(name) for name in level):
-        return {"train": {path: _below(path, _wrappers(folders)) for path in paths}}
-    splits = dict[str, dict[str, str]]()
+    shared = _num_shared([_folders(path) for path in paths])
+    splits = dict[str, dict[str, list[str]]]()
     others = list[str]()
-    for path, parts in zip(paths, folders, strict=True):
-        split = split_of(parts[depth]) if len(parts) > depth else None
-        if split:
-            splits.setdefault(split, {})[path] = _below(path, depth + 1)
-        else:
+    for path in paths:
+        folders = _folders(path)[shared:]
+        names = [split_of(folder) for folder in folders]
+        split = next((name for name in names if name), None)
+        if split is None:
             others.append(path)
-    say_skipped(storage, others, "as their folders name no split")
-    return resolve_eval(storage, splits, sorted(level))
+        else:
+            folders.pop(names.index(split))
+            splits.setdefault(split, {})[path] = folders
+    if not splits:
+        return {"train": name_classes({path: _folders(path) for path in paths})}
+    say_skipped(storage, others, "as none of their folders names a split")
+    seen = sorted({path.split("/")[shared] for path in paths})
+    resolved = resolve_eval(storage, splits, seen)
+    classes = name_classes({p: folders for own in resolved.values() for p, folders in own.items()})
+    return {split: {path: classes[path] for path in own} for split, own in resolved.items()}
+
+
+def name_classes(folders: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the class of each path: its folders, without outer ones that all share, but the last.
+
+    So `0/x` and `1/x` are two classes.
+    """
+    depth = min(map(len, folders.values()))
+    shared = min(_num_shared(list(folders.values())), max(0, depth - 1))
+    return {path: "/".join(own[shared:]) for path, own in folders.items()}
+
+
+def _folders(path: str) -> list[str]:
+    return path.split("/")[:-1]
+
+
+def _num_shared(folders: Sequence[Sequence[str]]) -> int:
+    """Return the number of outer folders that are the same for all files."""
+    return len(os.path.commonprefix([list(own) for own in folders]))
 
 
 def group_by_name(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]]:
@@ -103,15 +122,16 @@ def group_by_name(storage: Storage, paths: Sequence[str]) -> dict[str, list[str]
 
     If none names a split, all files are `train`. Raise DataError if some do and none is `train`.
     """
+    shared = _num_shared([_folders(path) for path in paths])
     splits = dict[str, list[str]]()
     others = list[str]()
     for path in paths:
-        named = [split for name in path.split("/") if (split := split_of(name))]
+        named = [split for name in path.split("/")[shared:] if (split := split_of(name))]
         (splits.setdefault(named[0], []) if named else others).append(path)
     if not splits:
         return {"train": list(paths)}
     say_skipped(storage, others, "as neither folder nor name names a split")
-    return resolve_eval(storage, splits, sorted({path.split("/")[0] for path in paths}))
+    return resolve_eval(storage, splits, sorted({path.split("/")[shared] for path in paths}))
 
 
 def resolve_eval(
@@ -136,17 +156,3 @@ def resolve_eval(
             f"Name folders or files after their splits: {WORDS}, in any case."
         )
     return {split: resolved[split] for split in SPLITS if split in resolved}
-
-
-def _below(path: str, depth: int) -> str:
-    return "/".join(path.split("/")[depth:])
-
-
-def _wrappers(folders: Sequence[Sequence[str]]) -> int:
-    """Return how many outer folders all files share, leaving one that may be a class."""
-    shared = 0
-    while all(len(parts) > shared + 1 for parts in folders):
-        if len({parts[shared] for parts in folders}) > 1:
-            break
-        shared += 1
-    return shared

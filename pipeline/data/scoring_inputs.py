@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pipeline.artifacts.commit import find, verify_file
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.storage import Storage, parallel_map, redact
 from pipeline.contract import AS_IS, ImageSpec
-from pipeline.data.array_pairs import parse_name, places
-from pipeline.data.layout import data_files
+from pipeline.data.array_pairs import Place, array_paths, parse_name, places
+from pipeline.data.layout import data_files, say_skipped
 from pipeline.data.readers.arrays import open_array_file, open_arrays
 from pipeline.data.readers.csv import open_csv
 from pipeline.data.readers.image_folder import image_files, open_image_folder
 from pipeline.data.readers.rows import Reader, Rows
 from pipeline.data.readers.table_columns import ImageColumn
 from pipeline.data.readers.table_streams import is_table
-from pipeline.data.readers.tables import TABLE_SUFFIXES, TableReader, open_table
-from pipeline.data.readers.tar import open_tar
+from pipeline.data.readers.tables import TABLE_SUFFIXES, TableReader, has_images, open_table
+from pipeline.data.readers.tar import TAR_SUFFIXES, open_tar
 from pipeline.errors import DataError
 from pipeline.images.decode import is_png_or_jpeg
 
 WILDCARDS = "*?["
-
-FOLDER_SUFFIXES = (*TABLE_SUFFIXES, ".tar", ".csv", ".npy", ".npz")
-"""The files of a folder that are scored; if there are none, its image files are."""
 
 
 def open_input(root: Storage, names: Sequence[str], image: ImageSpec) -> Rows:
@@ -63,19 +60,19 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
     folder, path = _split_path(name)
     storage = Storage(folder)
     try:
+        if not _has_wildcard(path) and not storage.is_folder(path):
+            yield from _open_file(storage, path, image)
+            return
         if _has_wildcard(path):
-            files = [file for file in storage.files() if fnmatch(file, path)]
-        elif storage.is_folder(path):
-            paths = data_files(storage, path)
-            files = [file for file in paths if file.lower().endswith(FOLDER_SUFFIXES)]
-            images = [] if files else image_files(paths)
-            if images:
-                yield from open_image_folder(
-                    storage, path, images, preparation=image.preparation, size=_size(image)
-                )
-                return
+            files = [file for file in storage.files() if _matches(file, path)]
         else:
-            files = [path]
+            files = _choose_files(storage, data_files(storage, path))
+        if files and files == image_files(files):
+            folder = "" if _has_wildcard(path) else path
+            yield from open_image_folder(
+                storage, folder, files, preparation=image.preparation, size=_size(image)
+            )
+            return
         if not files:
             raise DataError(f"--input {redact(name)!r}: no file to score has such a name.")
         for readers in parallel_map(lambda file: _open_file(storage, file, image), files):
@@ -86,6 +83,42 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
             "Parquet, IDX files of images, a folder of image files, or NAME/VERSION/SPLIT of a "
             "dataset."
         ) from None
+
+
+def _choose_files(storage: Storage, paths: Sequence[str]) -> list[str]:
+    """Return the files of a folder that hold images; say which are skipped.
+
+    Image files are taken if there are no others, and CSV files if there are no image files, as a
+    table beside image files lists them.
+    """
+    images = image_files(paths)
+    tables = [path for path in paths if path.lower().endswith(TABLE_SUFFIXES)]
+    has = parallel_map(lambda path: has_images(storage, path), tables)
+    chosen = [path for path, keep in zip(tables, has, strict=True) if keep]
+    for path in array_paths(paths):
+        name = parse_name(Place(path, ""))
+        if name is None or name.kind == "images":
+            chosen.append(path)
+    chosen += [path for path in paths if path.lower().endswith(TAR_SUFFIXES)]
+    if not chosen and not images:
+        chosen = [path for path in paths if path.lower().endswith(".csv")]
+    chosen = sorted(chosen or images)
+    taken = set(chosen)
+    say_skipped(
+        storage,
+        [path for path in paths if path not in taken],
+        "as they hold no images, or are of another form than the others",
+    )
+    return chosen
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether a path matches a pattern, by the rules of a shell: `*` stops at `/`."""
+    names, patterns = path.split("/"), pattern.split("/")
+    return len(names) == len(patterns) and all(
+        fnmatchcase(name, wanted) and name.startswith(".") <= wanted.startswith(".")
+        for name, wanted in zip(names, patterns, strict=True)
+    )
 
 
 def _split_path(name: str) -> tuple[str, str]:
@@ -139,34 +172,31 @@ def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader
         start = file.read(8)
     options: dict[str, Any] = {"preparation": image.preparation, "size": _size(image)}
     suffix = path.lower()
-    if is_table(start):
-        table = open_table(storage, path, expected=image.shape, **options)
-        return [table] if table else []
     if is_png_or_jpeg(start):
         return open_image_folder(storage, path, [path], **options)
-    if suffix.endswith(".csv"):
-        return [open_csv(storage, path, expected=image.shape, **options)]
-    if suffix.endswith(".tar"):
+    if suffix.endswith(TAR_SUFFIXES):
         return [open_tar(storage, path, **options)]
+    if is_table(start) or suffix.endswith((*TABLE_SUFFIXES, ".csv")):
+        open_rows = open_csv if suffix.endswith(".csv") else open_table
+        reader = open_rows(storage, path, hint=image.shape, **options)
+        return [reader] if reader else []
     member = ""
     if suffix.endswith(".npz"):
         member = _only_member(storage, path)
     images = open_array_file(storage, path, member)
-    return [open_arrays(images, None, expected=image.shape, **options)]
+    return [open_arrays(images, None, hint=image.shape, **options)]
 
 
 def _only_member(storage: Storage, path: str) -> str:
     """Return the array of a `.npz` that holds images. Raise DataError if not one does."""
-    members = [place.member for place in places(storage, [path])]
-    kinds = {place: parse_name(place) for place in places(storage, [path])}
-    images = [place.member for place, name in kinds.items() if name and name.kind == "images"]
-    others = [place.member for place, name in kinds.items() if name is None]
+    names = {place.member: parse_name(place) for place in places(storage, [path])}
+    images = [member for member, name in names.items() if name and name.kind == "images"]
+    others = [member for member, name in names.items() if name is None]
     candidates = images or others
     if len(candidates) != 1:
         raise DataError(
-            f"{storage.display(path)} holds the arrays {', '.join(members)}. Give one with a "
-            "single "
-            "array of images."
+            f"{storage.display(path)} holds the arrays {', '.join(names)[:99] or '(none)'}. Give "
+            "one with a single array of images."
         )
     return candidates[0]
 

@@ -100,7 +100,9 @@ def open_source(data: Data, *, force: bool = False) -> Source:
 def _open_download(data: Data, profile: Profile | None, folder: Path, *, force: bool) -> Source:
     """Download what the cache lacks, and open the files. Raise Unreachable if no mirror answers."""
     was_cached = not force and folder.exists()
-    with Storage(str(folder)).locked(".lock", wait_s=DOWNLOAD_WAIT_S):
+    # Beside the folder, in which it would be a file that is skipped.
+    lock = f".{folder.name}.lock"
+    with Storage(str(folder.parent)).locked(lock, wait_s=DOWNLOAD_WAIT_S):
         _download(data, profile, folder, force=force)
     try:
         return _open_files(str(folder), data, profile)
@@ -206,6 +208,7 @@ def _is_unpacked(profile: Profile, folder: Path, archive: Path) -> bool:
 def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
     """Open a folder of source files, or a single file."""
     storage = Storage(location)
+    shown = storage.display()
     if storage.is_folder(""):
         paths = data_files(storage)
     else:
@@ -213,15 +216,18 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
         paths = [name] if name and storage.exists(name) else []
     if not paths:
         raise DataError(
-            f"--data.source {storage.display()!r} holds no files. Give a folder or a file of "
-            "images."
+            f"--data.source {shown!r} holds no files. Give a folder or a file of images."
         )
-    split_list = None
+    split_list, split_column = None, data.split_by
     if data.split_by and data.split_by.lower().endswith(LIST_SUFFIXES):
-        split_list = read_split_list(storage, data.split_by)
+        split_list, split_column = read_split_list(storage, data.split_by), None
         paths = [path for path in paths if path != data.split_by]
     preparation = _preparation(data, profile)
-    opened = open_folder(Folder(storage, paths, profile, preparation, data.size, split_list))
+    opened = open_folder(
+        Folder(
+            storage, paths, profile, preparation, data.size, split_list, split_column is not None
+        )
+    )
     readers = opened.readers
     class_names, train_counts = opened.class_names, opened.train_counts
     if class_names is None:
@@ -239,6 +245,8 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
         if split in readers:
             splits[split] = Rows(tuple(readers[split]), first_id)
             first_id += splits[split].num_rows
+    if split_column:
+        _check_split_column(splits, split_column)
     return Source(
         name=data.name,
         splits=splits,
@@ -247,8 +255,18 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
         train_counts=train_counts,
         preparation=preparation,
         num_last_val=profile.num_last_val if profile else None,
-        split_column=data.split_by if split_list is None else None,
+        split_column=split_column,
     )
+
+
+def _check_split_column(splits: Mapping[str, Rows], column: str) -> None:
+    """Raise SettingError if rows cannot be assigned by a column, DataError if there is none."""
+    if len(splits) > 1:
+        raise SettingError(
+            f"--data.split-by {column!r}: the files of the source name its splits already "
+            f"({', '.join(splits)}). Leave it out."
+        )
+    splits["train"].read(0, 1, (column,))
 
 
 def _preparation(data: Data, profile: Profile | None) -> Preparation:
@@ -257,8 +275,8 @@ def _preparation(data: Data, profile: Profile | None) -> Preparation:
     if profile and asked:
         raise SettingError(
             "--data.size, --data.fit, --data.invert and --data.grey do not apply to "
-            f"{data.name!r}, "
-            "whose images are known. Give your own files another name with --data.name."
+            f"{data.name!r}, whose images are known. Give your own files another name with "
+            "--data.name."
         )
     if profile:
         return profile.preparation

@@ -71,10 +71,10 @@ class SplitRule:
         return blocks.set_column(block, HASH, pa.array(hashes))
 
     def _split_by_column(self, block: pa.Table, column: str) -> pa.Table:
-        words = block[column].cast(pa.string()).to_pylist()
+        words = _text(block[column], column)
         names = [_split_in_column(word) for word in words]
         unknown = {
-            row: f"column {column} is {words[row]!r}, which is none of {WORDS}"
+            row: f"column {column} is {repr(words[row])[:99]}, which is none of {WORDS}"
             for row, name in enumerate(names)
             if name is None
         }
@@ -98,6 +98,17 @@ class Pool(NamedTuple):
 
     plan: Plan
     rule: SplitRule
+
+
+def _text(column: pa.ChunkedArray, name: str) -> list[str | None]:
+    try:
+        words: list[str | None] = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException:
+        raise DataError(
+            f"--data.split-by {name!r}: the column is of the type {column.type}, but it must hold "
+            f"one of {WORDS}."
+        ) from None
+    return words
 
 
 def _split_in_column(word: str | None) -> str | None:

@@ -24,7 +24,12 @@ PIXELS_PER_SUM = 1 << 16
 """The squares of so many pixels add up to less than 2^32 (uint32), and stay in the cache."""
 
 MAX_EXAMPLES = 5
-"""Ids shown of rows that are rejected for the same reason."""
+"""Ids shown of rows that are rejected for the same reason, and reasons shown."""
+
+MAX_REASONS = 1000
+"""Reasons counted one by one: each broken image file has its own."""
+
+OTHER = "other reasons"
 
 
 @dataclass
@@ -52,6 +57,8 @@ class SplitStats:
 
     def add_rejects(self, reason: str, ids: Iterable[int], count: int) -> None:
         """Count rows as rejected for this reason; `ids` are those of some of them."""
+        if reason not in self.rejects and len(self.rejects) >= MAX_REASONS:
+            reason = OTHER
         self.rejects[reason] += count
         examples = self.examples.get(reason, [])
         self.examples[reason] = sorted([*examples, *ids])[:MAX_EXAMPLES]
@@ -186,4 +193,7 @@ def _describe_rejects(split: str, stats: SplitStats) -> list[str]:
         if count > MAX_EXAMPLES:
             ids += ", ..."
         lines.append(f"{count:,} rows of {split}: {reason} (ids {ids})")
+    shown = sum(count for _, count in stats.rejects.most_common(MAX_EXAMPLES))
+    if left := stats.rejects.total() - shown:
+        lines.append(f"{left:,} rows of {split}: {OTHER}")
     return lines

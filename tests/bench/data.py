@@ -3,7 +3,8 @@
     MNIST_DIR=... make bench-data          # MNIST_DIR: a folder of MNIST's files
 
 The digits are MNIST's, augmented at random, so that no two are equal. They and the outputs take 14
-GB of disk. The peers use as many cores: a pyarrow writer of the same shards, and a loop of
+GB of disk. A line is of MNIST's 70,000 digits as PNG files in folders of classes. The peers use as
+many cores: a pyarrow writer of the same shards, Pillow and pyarrow for PNG files, and a loop of
 onnxruntime over the same files with the same batches. The pipeline and its peers take turns; times
 are medians of three rounds. The time for SMALLEST rows, which is the start of the command, is
 subtracted from the pipeline's times. Memory is the peak of all processes (PSS), from a separate
@@ -21,36 +22,37 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.cluster import connection
 from pipeline.config import Data
 from pipeline.data.catalog import ROLES
-from pipeline.data.sources import open_source
+from pipeline.data.sources import Source, open_source
+from tests.bench.data_peers import (
+    HEADER,
+    PIXELS,
+    ROWS_PER_SHARD,
+    score_shards,
+    write_png_shards,
+    write_shards,
+)
 from tests.support.processes import Command
 
 SIZES = [int(float(size)) for size in os.environ.get("SIZES", "1e5 1e6 1e7").split()]
 SMALLEST = 1_000
 ROUNDS = 3
-ROWS_PER_SHARD = 10_000
-BATCH = 4096
-CORES = os.cpu_count() or 1
-PIXELS = 28 * 28
-HEADER = 16
+NUM_PNGS = int(os.environ.get("NUM_PNGS", "70000"))
 
 
 def generate(folder: Path, rows: int, digits: Path) -> None:
@@ -130,76 +132,16 @@ def peak_mib_of(*args: object) -> float:
     return peak
 
 
-@contextmanager
-def temporary_folder(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    yield
-    shutil.rmtree(folder)
-
-
-def in_processes(work: Callable[[Any], None], items: list[Any]) -> float:
-    """Return the seconds of the work in one process per core, without their start."""
-    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
-        list(pool.map(_nothing, range(8 * CORES)))
-        started = time.perf_counter()
-        list(pool.map(work, items))
-        return time.perf_counter() - started
-
-
-def _nothing(number: int) -> None:
-    time.sleep(0.05)
-
-
-def write_shards(source: Path, out: Path, rows: int) -> float:
-    counts = (("train", rows - rows // 10), ("test", rows // 10))
-    partitions = [
-        (split, start, min(start + ROWS_PER_SHARD, count))
-        for split, count in counts
-        for start in range(0, count, ROWS_PER_SHARD)
-    ]
-    with temporary_folder(out):
-        return in_processes(partial(_write_shard, source=source, out=out), partitions)
-
-
-def _write_shard(partition: tuple[str, int, int], *, source: Path, out: Path) -> None:
-    split, start, stop = partition
-    with (source / ROLES[f"{split}_images"]).open("rb") as file:
-        file.seek(HEADER + start * PIXELS)
-        pixels = pa.py_buffer(file.read((stop - start) * PIXELS))
-    with (source / ROLES[f"{split}_labels"]).open("rb") as file:
-        file.seek(8 + start)
-        labels = np.frombuffer(file.read(stop - start), np.uint8)
-    kind = pa.binary(PIXELS)
-    images = pa.FixedSizeBinaryArray.from_buffers(kind, stop - start, [None, pixels])
-    table = pa.table({"id": np.arange(start, stop), "image": images, "label": labels})
-    options = {"use_dictionary": ["label"], "write_statistics": ["id", "label"]}
-    pq.write_table(table, out / f"{split}-{start}", compression="zstd", **options)
-
-
-def score_shards(shards: list[Path], model: Path, out: Path) -> float:
-    with temporary_folder(out):
-        return in_processes(partial(_score_shard, model=str(model), out=out), shards)
-
-
-def _score_shard(shard: Path, *, model: str, out: Path) -> None:
-    import onnxruntime as ort
-
-    if model not in _sessions:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        _sessions[model] = ort.InferenceSession(model, options, ["CPUExecutionProvider"])
-    table = pq.read_table(shard, columns=["id", "image"], use_threads=False)
-    images = np.frombuffer(table["image"].chunk(0).buffers()[1], np.uint8).reshape(-1, 28, 28)
-    outputs = [
-        _sessions[model].run(None, {"image": images[start : start + BATCH]})
-        for start in range(0, len(images), BATCH)
-    ]
-    probabilities, prediction = (np.concatenate(batches) for batches in zip(*outputs, strict=True))
-    columns = {"id": table["id"], "prediction": prediction, "confidence": probabilities.max(1)}
-    pq.write_table(pa.table(columns), out / shard.name, compression="zstd")
-
-
-_sessions: dict[str, Any] = {}
+def write_pngs(source: Source, folder: Path, count: int) -> None:
+    """Write digits as `SPLIT/CLASS/*.png`, a seventh of them as `test`."""
+    for split, number in (("train", count - count // 7), ("test", count // 7)):
+        batch = source.splits[split].read(0, number)
+        assert batch.labels is not None
+        for label in range(10):
+            (folder / split / str(label)).mkdir(parents=True)
+        for row, (image, label) in enumerate(zip(batch.images, batch.labels, strict=True)):
+            Image.fromarray(image).save(folder / split / str(label) / f"{row}.png")
+    os.sync()
 
 
 class Cost(NamedTuple):
@@ -239,6 +181,11 @@ def main() -> None:
             f"{stage}_growth": net[most] / (most / least * net[least]),
             f"{stage}_peak_ratio": peak / peak_of_least,
         }
+    seconds, peer_seconds, peak_mib = costs["preprocess PNG", NUM_PNGS]
+    start = costs["preprocess", SMALLEST].seconds
+    figures["preprocess_vs_pillow"] = ratio = peer_seconds / (seconds - start)
+    row = (NUM_PNGS, seconds, start, peak_mib, peer_seconds)
+    table.add_row("preprocess PNG", *(f"{figure:,.1f}" for figure in row), f"{ratio:.2f}")
     Console(width=120).print(table)
     print(json.dumps({name: round(figure, 3) for name, figure in figures.items()}))
 
@@ -249,18 +196,25 @@ def run(scratch: Path) -> dict[tuple[str, int], Cost]:
     seconds_of("run", "--root", root, "--data.source", mnist)
     (model,) = root.glob("models/mnist/*/model.onnx")
     digits = scratch / "digits.npy"
-    np.save(digits, open_source(Data(source=mnist)).splits["train"].read(0, 60_000).images)
+    source = open_source(Data(source=mnist))
+    np.save(digits, source.splits["train"].read(0, 60_000).images)
     costs = dict[tuple[str, int], Cost]()
     common = ("--root", root, "--force")
+    pngs, peer = scratch / "png", scratch / "peer"
+    write_pngs(source, pngs, NUM_PNGS)
+    costs["preprocess PNG", NUM_PNGS] = measure(
+        *("preprocess", *common, "--data.name", "png", "--data.source", pngs),
+        peer=partial(write_png_shards, pngs, peer),
+    )
+    shutil.rmtree(pngs)
     for rows in (SMALLEST, *SIZES):
-        source = scratch / f"source-{rows}"
-        peer = scratch / "peer"
+        generated = scratch / f"source-{rows}"
         with connection.connected():
-            generate(source, rows, digits)
+            generate(generated, rows, digits)
         name = f"digits-{rows}"
         costs["preprocess", rows] = measure(
-            *("preprocess", *common, "--data.name", name, "--data.source", source),
-            peer=partial(write_shards, source, peer, rows),
+            *("preprocess", *common, "--data.name", name, "--data.source", generated),
+            peer=partial(write_shards, generated, peer, rows),
         )
         (folder,) = (root / "datasets" / name).iterdir()
         split, out = f"{name}/{folder.name}/train", scratch / f"scores-{rows}"
@@ -270,7 +224,7 @@ def run(scratch: Path) -> dict[tuple[str, int], Cost]:
             *("--rows-per-shard", ROWS_PER_SHARD),
             peer=partial(score_shards, shards, model, peer),
         )
-        for used in (source, folder, out):
+        for used in (generated, folder, out):
             shutil.rmtree(used)
     return costs
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -29,7 +31,18 @@ BOMB_BYTES = 64 << 20
 BOMB_RATIO = 100
 """Bytes per compressed byte. Gzip reaches at most 1032; MNIST's label files have 2."""
 
-BROKEN = (EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
+BROKEN = (
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """The exceptions of gzip and zipfile for files that are damaged, or use what they do not read."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,11 +20,10 @@ from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers import array_format
 from pipeline.data.readers.array_format import ArrayInfo
-from pipeline.data.readers.labels import Label, LabelCounts, count_labels, index_labels
-from pipeline.data.readers.pixels import image_axes, to_images
+from pipeline.data.readers.labels import Label, LabelCounts, add_counts, count_labels, index_labels
+from pipeline.data.readers.pixels import image_axes, prepare_rows, to_images
 from pipeline.data.readers.rows import RowBatch, source_changed_error
 from pipeline.errors import DataError
-from pipeline.images.prepare import prepare_arrays
 
 MAX_OPEN_FILES = 2
 """An image file and its label file."""
@@ -61,13 +61,21 @@ class ArrayFile:
     def read(self, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
         """Return rows begin..end. The file stays open unless reading fails."""
         key = self._key
-        file, content = _open_files.pop(key) if key in _open_files else self._open()
+        # Not `in` first: another thread may close the file in between.
+        opened: tuple[ExitStack, BinaryIO] | None = _open_files.pop(key, None)
+        file, content = opened or self._open()
         with file:
             rows = array_format.read_rows(content, self.info, name=self.name, start=begin, stop=end)
             # No error: take the file out of the `with`, so that it is not closed.
+            other = _open_files.pop(key, None)
             _open_files[key] = file.pop_all(), content
+            if other:
+                # Another thread opened it too.
+                other[0].close()
         for least_recent in list(_open_files)[:-MAX_OPEN_FILES]:
-            _open_files.pop(least_recent)[0].close()
+            # Another thread may have taken it.
+            if closing := _open_files.pop(least_recent, None):
+                closing[0].close()
         return rows
 
     def _open(self) -> tuple[ExitStack, BinaryIO]:
@@ -108,6 +116,11 @@ class ArrayReader:
     max_runs = 64
 
     @property
+    def bytes_per_row(self) -> int:
+        # The values, and their conversion.
+        return 4 * prod(self.images.shape[1:]) * np.dtype(self.images.info.dtype).itemsize
+
+    @property
     def storage(self) -> Storage:
         return self.images.storage
 
@@ -132,7 +145,7 @@ class ArrayReader:
         images = to_images(self.images.read(begin, end), self.axes, self.preparation, reasons)
         if self.transposed:
             images = np.ascontiguousarray(images.transpose(0, 2, 1))
-        images = prepare_arrays(images, self.preparation, self.shape)
+        images = prepare_rows(images, self.preparation, self.shape, reasons)
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.labels and self.classes:
@@ -153,12 +166,12 @@ class ArrayReader:
 
     def count_labels(self) -> LabelCounts:
         """Return how often each label occurs."""
-        counts = dict[Label, int]()
+        counts = Counter[Label]()
         assert self.labels
         for begin in range(0, self.labels.shape[0], LABELS_AT_A_TIME):
             end = min(begin + LABELS_AT_A_TIME, self.labels.shape[0])
-            for label, count in count_labels(_class_numbers(self.labels, begin, end)).items():
-                counts[label] = counts.get(label, 0) + count
+            numbers = _class_numbers(self.labels, begin, end)
+            add_counts(counts, count_labels(numbers), self.labels.name)
         return counts
 
 
@@ -168,15 +181,15 @@ def open_arrays(
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
-    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
     transposed: bool = False,
 ) -> ArrayReader:
     """Return the reader of verified arrays.
 
-    `size` is that of the dataset, if its images are fitted; `expected`, if flat images in the file
-    have it. Raise DataError if the arrays are not images, or do not belong together.
+    `size` is that of the dataset, if its images are fitted; `hint` that of flat images, if
+    it has as many pixels. Raise DataError if the arrays are not images, or do not belong together.
     """
-    axes = image_axes(images.shape[1:], images.name, expected)
+    axes = image_axes(images.shape[1:], images.name, hint=hint or size)
     _check_values(images)
     if labels:
         _check_labels(images, labels)
@@ -192,7 +205,8 @@ def open_array_file(storage: Storage, path: str, member: str = "") -> ArrayFile:
     fingerprint = storage.fingerprint(path)
     with storage.open(path) as file:
         size = file.size()
-        name = f"{path}[{member}]" if member else path
+        shown = storage.display(path)
+        name = f"{shown}[{member}]" if member else shown
         info = array_format.verify(
             cast(BinaryIO, file), name=name, compressed_bytes=size, member=member
         )
@@ -204,7 +218,7 @@ def _check_values(images: ArrayFile) -> None:
     """Raise DataError if pixels are shares from 0 to 1, which would all be nearly black."""
     if np.dtype(images.info.dtype).kind == "f":
         first = images.read(0, min(100, images.shape[0]))
-        if first.size and float(first.max()) <= 1 and bool((first % 1).any()):
+        if 0 < float(first.max()) <= 1:
             raise DataError(
                 f"{images.name} has pixels from 0 to 1, but images are integers from 0 to 255. "
                 "Save (255 * images).astype(numpy.uint8)."
@@ -218,8 +232,10 @@ def _check_labels(images: ArrayFile, labels: ArrayFile) -> None:
             f"{labels.shape[0]} labels. Give files that belong together."
         )
     numbers = np.dtype(labels.info.dtype).kind in "ui"
-    # QMNIST keeps eight numbers of each image, the first of which is its class.
-    if not numbers or len(labels.shape) > 2 or prod(labels.shape[1:]) not in (1, 8):
+    # QMNIST has eight numbers of each image in IDX, the first of which is its class.
+    columns = prod(labels.shape[1:])
+    is_qmnist = columns == 8 and labels.info.dtype == ">i4"
+    if not numbers or len(labels.shape) > 2 or not (columns == 1 or is_qmnist):
         raise DataError(
             f"{labels.name} is an array of {labels.info.dtype} of shape {labels.shape}, but labels "
             "are one integer for each image."

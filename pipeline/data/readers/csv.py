@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
+import re
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,36 +19,52 @@ import pyarrow.csv
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import AS_IS, Preparation
-from pipeline.data.readers.labels import Label, LabelCounts, Labels, count_labels, index_labels
-from pipeline.data.readers.pixels import image_axes, to_images
-from pipeline.data.readers.rows import RowBatch, require_unchanged
+from pipeline.data.readers.labels import (
+    Label,
+    LabelCounts,
+    Labels,
+    add_counts,
+    count_labels,
+    index_labels,
+)
+from pipeline.data.readers.pixels import image_axes, prepare_rows, to_images
+from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
 from pipeline.data.readers.table_columns import LABEL_NAMES, label_values
-from pipeline.data.readers.tables import as_data_error
 from pipeline.errors import DataError
-from pipeline.images.prepare import prepare_arrays
 
 CHUNK_BYTES = 1 << 20
-"""Read at a time."""
+"""Read at a time; a range of rows is parsed from the last line that begins in the chunk before."""
 
-ROWS_PER_MARK = 500
-"""A range of rows is parsed from the mark before it."""
+MAX_LINE_BYTES = 1 << 26
+"""16 million pixels of four characters, the most that an image file may have as well."""
 
-MAX_LINE_BYTES = 1 << 24
+PIXEL_NAME = re.compile(r"\d$")
+"""Columns of pixels end in a number: `pixel0`, `28x28`."""
+
+
+NO_LABEL = "the label is missing or not an integer from 0"
+
+
+class Marks(NamedTuple):
+    """Rows at which parsing may begin, ascending, and their positions in bytes; last is the end."""
+
+    rows: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class CsvReader:
     """A reader of one file.
 
-    `marks` are the positions in bytes of every `ROWS_PER_MARK`-th row, and the end. `names` are
-    those of its columns, `pixels` those that are pixels, in their order.
+    `names` are those of its columns, `pixels` those that are pixels, in their order.
+    `text_labels`: labels are text, otherwise numbers.
     """
 
     storage: Storage
     entry: FileEntry
     shape: tuple[int, int]
     fingerprint: Fingerprint
-    marks: tuple[int, ...]
+    marks: Marks
     names: tuple[str, ...]
     pixels: tuple[str, ...]
     axes: tuple[int, int, int]
@@ -54,26 +75,37 @@ class CsvReader:
 
     max_runs = 16
 
+    @property
+    def name(self) -> str:
+        """The name for messages."""
+        return self.storage.display(self.entry.path)
+
+    @property
+    def bytes_per_row(self) -> int:
+        # The text, and numbers of four bytes twice.
+        return 12 * len(self.pixels)
+
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(self.entry.path)
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
-        name = self.storage.display(self.entry.path)
         if missing := [column for column in columns if column not in self.names]:
-            raise DataError(f"{name} has no column {missing[0]!r}.")
+            raise DataError(f"{self.name} has no column {missing[0]!r}.")
         table = self._parse(begin, end)
         reasons = dict[int, str]()
-        numbers = np.stack(
-            [np.asarray(table[column].fill_null(-1)) for column in self.pixels], axis=1
-        )
-        images = to_images(numbers, self.axes, self.preparation, reasons)
-        images = prepare_arrays(images, self.preparation, self.shape)
+        # A missing pixel becomes -1, and so is invalid.
+        pixels = [np.asarray(table[column].fill_null(-1)) for column in self.pixels]
+        images = to_images(np.stack(pixels, axis=1), self.axes, self.preparation, reasons)
+        images = prepare_rows(images, self.preparation, self.shape, reasons)
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.label and self.classes:
-            values = _labels(table[self.label], text=self.text_labels)
+            values = self._labels(table)
             labels, unknown = index_labels(values, self.classes)
-            reasons |= unknown
+            reasons |= {
+                row: NO_LABEL if values[row] in (None, -1) else reason
+                for row, reason in unknown.items()
+            }
         return RowBatch(ids, images, labels, table.select(list(columns))).drop(reasons)
 
     @property
@@ -89,45 +121,44 @@ class CsvReader:
 
     def count_labels(self) -> LabelCounts:
         """Return how often each label occurs."""
-        counts = dict[Label, int]()
-        rows = self.entry.rows or 0
-        step = 20 * ROWS_PER_MARK
+        counts = Counter[Label]()
         assert self.label
-        for begin in range(0, rows, step):
-            table = self._parse(begin, min(begin + step, rows), only=[self.label])
-            values = _labels(table[self.label], text=self.text_labels)
-            for label, count in count_labels(values).items():
-                counts[label] = counts.get(label, 0) + count
+        for begin, end in zip(self.marks.rows, self.marks.rows[1:], strict=False):
+            table = self._parse(begin, end, only=[self.label])
+            add_counts(counts, count_labels(self._labels(table)), self.name)
         return counts
 
-    def _parse(self, begin: int, end: int, only: Sequence[str] | None = None) -> pa.Table:
-        first_mark = begin // ROWS_PER_MARK
-        last_mark = -(-end // ROWS_PER_MARK)
-        start, stop = self.marks[first_mark], self.marks[last_mark]
-        name = self.storage.display(self.entry.path)
-        with as_data_error(name), self.storage.open(self.entry.path) as file:
+    def _labels(self, table: pa.Table) -> Labels:
+        column = table[self.label]
+        if self.text_labels:
+            return label_values(column)
+        numbers = np.asarray(column.fill_null(-1))
+        valid = (numbers >= 0) & (numbers < 1 << 53) & (numbers == np.floor(numbers))
+        return np.where(valid, numbers, -1).astype(np.int64)
+
+    def _parse(self, begin: int, end: int, only: Sequence[str] = ()) -> pa.Table:
+        """Return these rows, of all columns or some `only`."""
+        first = bisect_right(self.marks.rows, begin) - 1
+        last = bisect_left(self.marks.rows, end)
+        first_row, last_row = self.marks.rows[first], self.marks.rows[last]
+        start, stop = self.marks.positions[first], self.marks.positions[last]
+        with self.storage.open(self.entry.path) as file, as_data_error(self.name, "CSV"):
             require_unchanged(self)
             file.seek(start)
-            lines = file.read(stop - start)
-            table = _parse_lines(lines, self.names, self._types(), only)
-            rows = min((last_mark * ROWS_PER_MARK), self.entry.rows or 0)
-            if len(table) != rows - first_mark * ROWS_PER_MARK:
-                raise ValueError(f"rows {begin} to {end} are not one line each")
-        offset = begin - first_mark * ROWS_PER_MARK
-        return table.slice(offset, end - begin)
+            table = _parse_lines(file.read(stop - start), self.names, self._types(), only)
+            if len(table) != last_row - first_row:
+                raise ValueError(
+                    f"rows {first_row} to {last_row} are {len(table)} lines, but a row is one line"
+                )
+        return table.slice(begin - first_row, end - begin)
 
     def _types(self) -> dict[str, pa.DataType]:
-        types: dict[str, pa.DataType] = dict.fromkeys(self.pixels, pa.float32())
-        if self.label:
-            types[self.label] = pa.string() if self.text_labels else pa.float64()
+        # Otherwise the type of a column would be guessed for each range of rows by itself.
+        types: dict[str, pa.DataType] = dict.fromkeys(self.names, pa.string())
+        types |= dict.fromkeys(self.pixels, pa.float32())
+        if self.label and not self.text_labels:
+            types[self.label] = pa.float64()
         return types
-
-
-def _labels(column: pa.ChunkedArray, *, text: bool) -> Labels:
-    if text:
-        return label_values(column)
-    numbers = np.asarray(column.fill_null(-1))
-    return np.where(numbers == np.floor(numbers), numbers, -1).astype(np.int64)
 
 
 def open_csv(
@@ -136,35 +167,36 @@ def open_csv(
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
-    expected: tuple[int, int] | None = None,
-) -> CsvReader:
-    """Read a file once from beginning to end, and return its reader.
+    hint: tuple[int, int] | None = None,
+) -> CsvReader | None:
+    """Read a file once, and return its reader; None if it has no rows.
 
-    All columns but those of labels and ids are pixels. A file without a header has its label first
-    if the other columns make an image. Raise DataError if it is not such a file.
+    `size` is that of the dataset, if its images are fitted; `hint` that of the pixels, if it
+    has as many. Raise DataError, which names the file, if it does not hold rows of pixels.
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
-    with storage.open(path) as file, as_data_error(name):
+    with storage.open(path) as file, as_data_error(name, "CSV"):
         size_bytes = file.size()
-        header = _first_line(file)
-        names, has_header = _column_names(header, name)
-        start = len(header) if has_header else 0
-        file.seek(0)
-        marks, rows, sha256 = _scan(file, start)
-        if rows < 1:
-            raise DataError(f"{name} has no rows.")
-        file.seek(start)
         first = _first_line(file)
+        names, has_header = _column_names(first, name)
+        file.seek(0)
+        marks, sha256 = _scan(file, len(first) if has_header else 0)
+        if marks.rows[-1] < 1:
+            return None
+        file.seek(marks.positions[0])
+        values = _values(_first_line(file))
     label = next((column for column in names if column.lower() in LABEL_NAMES), None)
-    pixels = tuple(column for column in names if column != label and column.lower() != "id")
-    axes = image_axes((len(pixels),), name, expected)
-    text = False
-    if label:
-        value = first.decode("utf-8", "replace").split(",")[names.index(label)].strip().strip('"')
-        text = not _is_number(value)
+    pixels = tuple(column for column in names if PIXEL_NAME.search(column))
+    if not pixels:
+        raise DataError(
+            f"{name} has no columns of pixels, whose names end in a number, such as pixel0. Its "
+            f"columns are {', '.join(names[:9])[:99]}."
+        )
+    axes = image_axes((len(pixels),), name, hint=hint or size)
+    first_row = dict(zip(names, values, strict=False))
     return CsvReader(
         storage,
-        FileEntry(path=path, bytes=size_bytes, sha256=sha256, rows=rows),
+        FileEntry(path=path, bytes=size_bytes, sha256=sha256, rows=marks.rows[-1]),
         size or axes[:2],
         fingerprint,
         marks,
@@ -173,31 +205,44 @@ def open_csv(
         axes,
         preparation,
         label,
-        text,
+        text_labels=label is not None and not _is_number(first_row.get(label, "")),
     )
 
 
 def _first_line(file: pa.NativeFile) -> bytes:
-    start = file.tell()
-    line = bytes(file.read(CHUNK_BYTES))
-    while b"\n" not in line and (more := file.read(CHUNK_BYTES)):
-        line += more
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(f"its first line is longer than {MAX_LINE_BYTES:,} bytes")
-    file.seek(start)
-    return line[: line.find(b"\n") + 1] or line
+    """Return the line that begins at the position of the file."""
+    line = bytearray()
+    while chunk := file.read(CHUNK_BYTES):
+        end = chunk.find(b"\n") + 1
+        line += chunk[: end or None]
+        if end:
+            break
+        _check_line(len(line))
+    return bytes(line)
 
 
-def _column_names(header: bytes, name: str) -> tuple[list[str], bool]:
-    """Return the names of the columns, and whether the first line holds them."""
-    values = [value.strip().strip('"') for value in header.decode("utf-8-sig").split(",")]
+def _check_line(length: int) -> None:
+    if length > MAX_LINE_BYTES:
+        raise ValueError(f"a line is longer than {MAX_LINE_BYTES:,} bytes")
+
+
+def _values(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode("utf-8-sig")]), [])
+
+
+def _column_names(line: bytes, name: str) -> tuple[list[str], bool]:
+    """Return the names of the columns, and whether the first line of the file holds them.
+
+    Without them, the first of one column more than the pixels of a square is the label.
+    """
+    values = [value.strip() for value in _values(line)]
     if not all(_is_number(value) for value in values[1:]):
         if len(set(values)) != len(values):
             raise DataError(f"{name} has several columns of one name. Leave one.")
         return values, True
-    side = (len(values) - 1) ** 0.5
-    first = "label" if side == int(side) else "pixel"
-    return [first, *(f"pixel{number}" for number in range(len(values) - 1))], False
+    side = max(0, len(values) - 1) ** 0.5
+    names = [f"pixel{number}" for number in range(len(values))]
+    return (["label", *names[:-1]] if side == int(side) else names), False
 
 
 def _is_number(value: str) -> bool:
@@ -208,31 +253,32 @@ def _is_number(value: str) -> bool:
     return True
 
 
-def _scan(file: pa.NativeFile, start: int) -> tuple[tuple[int, ...], int, str]:
-    """Return the marks, the number of rows, and the sha256 of a file."""
+def _scan(file: pa.NativeFile, start: int) -> tuple[Marks, str]:
+    """Return the marks, after a header of `start` bytes, and the sha256 of a file."""
     sha256 = hashlib.sha256()
-    marks, rows, position, last = [start], 0, 0, b"\n"
+    rows, positions = [0], [start]
+    position, num_rows = 0, -1 if start else 0
     while chunk := file.read(CHUNK_BYTES):
         sha256.update(chunk)
-        offset = max(0, start - position)
-        ends = np.flatnonzero(np.frombuffer(chunk, np.uint8)[offset:] == ord("\n")) + offset + 1
-        first = -(-(rows + 1) // ROWS_PER_MARK) * ROWS_PER_MARK - rows - 1
-        marks += [position + int(end) for end in ends[first::ROWS_PER_MARK]]
-        rows += len(ends)
+        num_rows += chunk.count(b"\n")
+        end = position + chunk.rfind(b"\n") + 1
         position += len(chunk)
-        last = chunk[-1:]
-    if last != b"\n" and position > start:
-        rows += 1
-    if marks[-1] != position:
-        marks.append(position)
-    return tuple(marks), rows, sha256.hexdigest()
+        if num_rows > rows[-1] and end > positions[-1]:
+            rows.append(num_rows)
+            positions.append(end)
+        _check_line(position - positions[-1])
+    if position > positions[-1]:
+        # The last line has no end.
+        rows.append(rows[-1] + 1)
+        positions.append(position)
+    return Marks(tuple(rows), tuple(positions)), sha256.hexdigest()
 
 
 def _parse_lines(
     lines: bytes,
     names: Sequence[str],
     types: dict[str, pa.DataType],
-    only: Sequence[str] | None,
+    only: Sequence[str],
 ) -> pa.Table:
     table: pa.Table = pyarrow.csv.read_csv(
         io.BytesIO(lines),
@@ -241,7 +287,7 @@ def _parse_lines(
         ),
         parse_options=pyarrow.csv.ParseOptions(ignore_empty_lines=False),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types=types, include_columns=list(only or ()), strings_can_be_null=True
+            column_types=types, include_columns=list(only), strings_can_be_null=True
         ),
     )
     return table

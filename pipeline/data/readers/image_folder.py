@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import UInt8Array
-from pipeline.artifacts.commit import file_entry
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage, parallel_map
 from pipeline.contract import AS_IS, Preparation
@@ -21,6 +21,16 @@ from pipeline.images.prepare import prepare_file
 
 IMAGES_PER_READER = 100
 """Files of one reader: its entry holds the digest of all of them."""
+
+READ_THREADS = 8
+
+SMALL_FILE_BYTES = 1 << 20
+
+FILES_AT_A_TIME = 32
+"""Files that are in memory before they are decoded."""
+
+MAX_FILE_BYTES = 1 << 27
+"""Bytes of an image file: the largest image (see `decode.MAX_PIXELS`) without compression."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -42,6 +52,10 @@ class ImageFolderReader:
 
     max_runs = 64
 
+    @property
+    def bytes_per_row(self) -> int:
+        return self.shape[0] * self.shape[1]
+
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(*self.paths)
 
@@ -51,18 +65,40 @@ class ImageFolderReader:
                 f"Image files have no column {other[0]!r}, only {PATH_COLUMN!r}. Leave it out."
             )
         paths = self.paths[begin:end]
-        images = np.zeros((len(paths), *self.shape), np.uint8)
-        reasons = dict[int, str]()
-        contents = parallel_map(self.storage.read, paths)
-        for row, (path, content) in enumerate(zip(paths, contents, strict=True)):
-            try:
-                images[row] = decode_file(content, self.preparation, self.shape)
-            except DataError as error:
-                reasons[row] = f"{path}: {error}"
+        images, reasons = decode_files(
+            self._contents(paths), len(paths), self.preparation, self.shape
+        )
+        reasons = {row: f"{paths[row]}: {reason}" for row, reason in reasons.items()}
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None if self.labels is None else np.array(self.labels[begin:end], np.int64)
         extra = pa.table({PATH_COLUMN: pa.array(paths, pa.string())} if columns else {})
         return RowBatch(ids, images, labels, extra).drop(reasons)
+
+    def _contents(self, paths: Sequence[str]) -> Iterator[bytes]:
+        # Few threads: to start one costs as much as to read ten small files.
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for start in range(0, len(paths), FILES_AT_A_TIME):
+                batch = paths[start : start + FILES_AT_A_TIME]
+                yield from list(threads.map(lambda path: read_file(self.storage, path), batch))
+
+
+def read_image(file: pa.NativeFile, size: int) -> bytes:
+    """Return so many bytes of an image file; only its beginning if it is too large for one."""
+    return bytes(file.read(min(size, MAX_FILE_BYTES)))
+
+
+def decode_files(
+    contents: Iterable[bytes], count: int, preparation: Preparation, shape: tuple[int, int]
+) -> tuple[UInt8Array, dict[int, str]]:
+    """Return the pixels of so many image files, uint8 (N, height, width), and why one has none."""
+    images = np.zeros((count, *shape), np.uint8)
+    reasons = dict[int, str]()
+    for row, content in enumerate(contents):
+        try:
+            images[row] = decode_file(content, preparation, shape)
+        except DataError as error:
+            reasons[row] = str(error)
+    return images, reasons
 
 
 def decode_file(
@@ -93,26 +129,46 @@ def open_image_folder(
     `size` is that of the dataset or model; if there is none, the first file that can be decoded
     decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.
     """
-    contents = ((storage.display(path), storage.read(path)) for path in paths)
+    contents = ((storage.display(path), read_file(storage, path)) for path in paths)
     shape = size or first_shape(contents, preparation)
+    parts = [
+        paths[start : start + IMAGES_PER_READER]
+        for start in range(0, len(paths), IMAGES_PER_READER)
+    ]
+    # Before the files are read: a change during that is noticed later.
+    fingerprints = [storage.fingerprint(*part) for part in parts]
+    files = iter(parallel_map(lambda path: _entry(storage, path), paths))
     readers = []
-    for start in range(0, len(paths), IMAGES_PER_READER):
-        own_paths = tuple(paths[start : start + IMAGES_PER_READER])
-        fingerprint = storage.fingerprint(*own_paths)
-        files = parallel_map(lambda path: file_entry(path, storage.read(path)), own_paths)
+    for part, fingerprint in zip(parts, fingerprints, strict=True):
+        own = [next(files) for _ in part]
         entry = FileEntry(
             path=folder,
-            bytes=sum(file.bytes for file in files),
-            sha256=digest_of(files),
-            rows=len(files),
+            bytes=sum(file.bytes for file in own),
+            sha256=digest_of(own),
+            rows=len(own),
         )
-        own_labels = tuple(labels[path] for path in own_paths) if labels else None
+        own_labels = tuple(labels[path] for path in part) if labels else None
         readers.append(
             ImageFolderReader(
-                storage, entry, shape, fingerprint, own_paths, preparation, own_labels
+                storage, entry, shape, fingerprint, tuple(part), preparation, own_labels
             )
         )
     return readers
+
+
+def read_file(storage: Storage, path: str) -> bytes:
+    """Return the content of an image file, or only its beginning, as `read_image` does."""
+    with storage.open(path) as file:
+        return read_image(file, file.size())
+
+
+def _entry(storage: Storage, path: str) -> FileEntry:
+    with storage.open(path) as file:
+        size = file.size()
+        # `file_digest` allocates a buffer, which costs more than to read a small file.
+        small = size <= SMALL_FILE_BYTES
+        sha256 = hashlib.sha256(file.read()) if small else hashlib.file_digest(file, "sha256")
+        return FileEntry(path=path, bytes=size, sha256=sha256.hexdigest())
 
 
 def first_shape(contents: Iterable[tuple[str, bytes]], preparation: Preparation) -> tuple[int, int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pipeline.arrays import Int64Array
+from pipeline.errors import DataError
 
 Label: TypeAlias = int | str
 """A label of a source: a number, or the name of its class."""
@@ -20,18 +21,38 @@ LabelCounts: TypeAlias = Mapping[Label, int]
 """The number of rows of each label in a file."""
 
 
+MAX_LABELS = 100_000
+"""A column of more different labels does not hold classes, and would fill the memory."""
+
+MAX_NUMBER = 1 << 63
+"""Labels are int64."""
+
+
 def count_labels(labels: Labels) -> LabelCounts:
-    """Return how often each label occurs, without nulls and negative numbers."""
+    """Return how often each label occurs."""
     if isinstance(labels, np.ndarray):
         unique, counts = np.unique(labels, return_counts=True)
-        pairs = list(zip(unique.tolist(), counts.tolist(), strict=True))
-    else:
-        pairs = list(Counter(labels).items())
+        return keep_labels(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+    return keep_labels(Counter(labels))
+
+
+def keep_labels(counts: Mapping[Any, int]) -> LabelCounts:
+    """Return the counts of text and of numbers from 0; other values count as missing labels."""
     return {
         label: count
-        for label, count in pairs
-        if isinstance(label, str) or (isinstance(label, int) and label >= 0)
+        for label, count in counts.items()
+        if isinstance(label, str) or (isinstance(label, int) and 0 <= label < MAX_NUMBER)
     }
+
+
+def add_counts(total: Counter[Label], counts: LabelCounts, name: str) -> None:
+    """Add the labels of the file `name`. Raise DataError if they are too many for classes."""
+    total.update(counts)
+    if len(total) > MAX_LABELS:
+        raise DataError(
+            f"{name}: over {MAX_LABELS:,} different labels, such as {_shown(next(iter(counts)))}. "
+            "The column or file of labels holds no classes."
+        )
 
 
 def index_labels(labels: Labels, classes: tuple[Label, ...]) -> tuple[Int64Array, dict[int, str]]:
@@ -56,7 +77,7 @@ def index_labels(labels: Labels, classes: tuple[Label, ...]) -> tuple[Int64Array
 
 
 def _shown(label: object) -> str:
-    return repr(label) if isinstance(label, str) else str(label)
+    return repr(label)[:99] if isinstance(label, str) else str(label)
 
 
 def _list(classes: tuple[Label, ...]) -> str:

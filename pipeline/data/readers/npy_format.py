@@ -34,8 +34,10 @@ def parse(start: bytes, stream: BinaryIO, *, name: str) -> tuple[bytes, str, tup
             (2, 0): np.lib.format.read_array_header_2_0,
         }[np.lib.format.read_magic(reader)]
         shape, fortran, dtype = read(reader, max_header_size=MAX_HEADER_BYTES)
-    except (ValueError, KeyError, SyntaxError, EOFError) as error:
-        raise DataError(f"{name} is not a NumPy array: {error}. Save it again.") from None
+    except Exception as error:
+        # NumPy parses the header as Python, whose parser raises many types.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{name} is not a NumPy array: {reason}. Save it again.") from None
     if dtype.kind not in "uif":
         raise DataError(
             f"{name} holds an array of {dtype}, but images and labels are numbers. Convert it "
@@ -43,6 +45,6 @@ def parse(start: bytes, stream: BinaryIO, *, name: str) -> tuple[bytes, str, tup
         )
     if fortran and len(shape) > 1:
         raise DataError(f"{name} is in Fortran order. Save it again with numpy.ascontiguousarray.")
-    if not shape or 0 in shape:
+    if not shape or min(shape) < 1:
         raise DataError(f"{name} is empty: its shape is {shape}.")
     return header, dtype.str, shape

@@ -11,30 +11,36 @@ from pipeline.arrays import UInt8Array
 from pipeline.contract import PIXEL_MAX, Preparation
 from pipeline.errors import DataError
 from pipeline.images.decode import require_grey
+from pipeline.images.prepare import prepare_arrays
 
 LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in grey, of 65,536: those of Pillow's mode L."""
 
 
 def image_axes(
-    shape: tuple[int, ...], name: str, expected: tuple[int, int] | None = None
+    shape: tuple[int, ...],
+    name: str,
+    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
 ) -> tuple[int, int, int]:
     """Return height, width and channels (1 or 3) of an image of this shape; see `to_images`.
 
-    A flat image has the `expected` height and width, or is square. Raise DataError for other
-    shapes.
+    A flat image has the `expected` height and width; otherwise those of the `hint`, if it has so
+    many pixels, or is a square. Raise DataError for other shapes.
     """
     match shape:
         case (pixels,):
+            if expected is None and hint and prod(hint) == pixels:
+                expected = hint
             side = isqrt(pixels)
             if expected is None and side * side == pixels:
                 expected = side, side
             if expected is None or prod(expected) != pixels:
-                size = "a square" if expected is None else f"{expected[0]} x {expected[1]}"
+                given = expected or hint
+                size = f"{given[0]} x {given[1]}" if given else "a square"
                 raise DataError(
-                    f"{name}: images have {pixels} pixels, which is not {size}. Put `height` and "
-                    "`width` into the metadata of the schema, save images of two axes, or give "
-                    "other images."
+                    f"{name}: images have {pixels} pixels, which is not {size}. Give their size "
+                    "with --data.size, or as `height` and `width` in the metadata of the schema."
                 )
             return *expected, 1
         case (height, width):
@@ -75,6 +81,25 @@ def to_images(
                 reasons.setdefault(row, str(error))
     grey = (pixels.astype(np.uint32) @ np.array(LUMA, np.uint32) + (1 << 15)) >> 16
     return grey.astype(np.uint8)
+
+
+def prepare_rows(
+    images: UInt8Array,
+    preparation: Preparation,
+    shape: tuple[int, int],
+    reasons: dict[int, str],
+) -> UInt8Array:
+    """Return images of this shape; add the positions of rows that cannot be fitted to `reasons`."""
+    try:
+        return prepare_arrays(images, preparation, shape)
+    except DataError:
+        prepared = np.zeros((len(images), *shape), np.uint8)
+    for row in range(len(images)):
+        try:
+            prepared[row] = prepare_arrays(images[row : row + 1], preparation, shape)[0]
+        except DataError as error:
+            reasons.setdefault(row, str(error))
+    return prepared
 
 
 def _to_uint8(

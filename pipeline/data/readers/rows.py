@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -20,7 +21,10 @@ from pipeline.arrays import Int64Array, UInt8Array
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.data.readers.labels import Label, LabelCounts
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
+
+BYTES_AT_A_TIME = 256 << 20
+"""Images that are large in the file are fitted some at a time: the smaller ones fit into memory."""
 
 
 class RejectedRow(NamedTuple):
@@ -96,6 +100,11 @@ class Reader(Protocol):
         """The number of places of the file that a task may read in turn without much waste."""
         ...
 
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes in memory while a row is decoded, if the file says."""
+        ...
+
     def current_fingerprint(self) -> Fingerprint:
         """Return the fingerprint of the file as it is now."""
         ...
@@ -169,8 +178,12 @@ class Rows:
         for first, reader in self._readers_of(start, stop):
             begin = max(start - first, 0)
             end = min(stop - first, reader.entry.rows or 0)
+            step = max(1, BYTES_AT_A_TIME // reader.bytes_per_row)
             try:
-                batches.append(reader.read(begin, end, self.first_id + first, columns))
+                batches += [
+                    reader.read(part, min(part + step, end), self.first_id + first, columns)
+                    for part in range(begin, end, step)
+                ]
             except FileNotFoundError:
                 name = reader.storage.display(reader.entry.path)
                 raise source_changed_error(name) from None
@@ -214,6 +227,24 @@ def concat_batches(batches: Sequence[RowBatch]) -> RowBatch:
         columns,
         tuple(row for batch in batches for row in batch.rejects),
     )
+
+
+@contextmanager
+def as_data_error(name: str, kind: str) -> Iterator[None]:
+    """Turn every exception into a DataError that names the file, except the project's own.
+
+    Libraries raise many types for damaged files; none of them is a bug of ours to let through.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise DataError(
+            f"{name} could not be read as {kind}: {reason}. Run again. If it fails again, the "
+            "file is damaged or truncated."
+        ) from None
 
 
 def require_unchanged(reader: Reader) -> None:

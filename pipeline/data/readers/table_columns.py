@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from pipeline.arrays import Int64Array, UInt8Array
 from pipeline.contract import Preparation
-from pipeline.data.readers.pixels import image_axes, to_images
+from pipeline.data.readers.pixels import image_axes, prepare_rows, to_images
 from pipeline.errors import DataError
 from pipeline.images.decode import is_png_or_jpeg
-from pipeline.images.prepare import prepare_arrays, prepare_file
+from pipeline.images.prepare import prepare_file
 
 PIXELS_AT_A_TIME = 1 << 20
 """Pixels of lists decoded at a time. Each takes 19 bytes meanwhile: 20 MB in all."""
@@ -77,21 +77,21 @@ def image_column(
     *,
     preparation: Preparation,
     size: tuple[int, int] | None,
-    expected: tuple[int, int] | None,
+    hint: tuple[int, int] | None,
 ) -> ImageColumn:
     """Describe the column of images, by its type, the schema's metadata, or its first valid image.
 
     `values` are the column's arrays, read only if needed. `size` is that of the dataset, if its
-    images are fitted; `expected` that of raw pixels, if nothing else says it. Raise DataError if
+    images are fitted; `hint` that of raw pixels, if nothing else says it. Raise DataError if
     the column has none of the supported forms, or if the sizes contradict each other.
     """
-    kind = field.type
+    kind, expected = field.type, None
     if b"height" in metadata and b"width" in metadata:
         expected = int(metadata[b"height"]), int(metadata[b"width"])
 
     def numbers(stored: tuple[int, ...], order: tuple[int, ...] | None = None) -> ImageColumn:
         logical = tuple(stored[axis] for axis in order) if order else stored
-        axes = image_axes(logical, f"{name}, column `{field.name}`", expected)
+        axes = image_axes(logical, f"{name}, column `{field.name}`", expected, hint)
         return ImageColumn(field.name, size or axes[:2], stored, order, axes, preparation)
 
     if isinstance(kind, pa.BaseExtensionType):
@@ -187,7 +187,7 @@ def decode_images(
     if image.order:
         values = values.transpose(0, *(1 + axis for axis in image.order))
     images = to_images(values, image.axes, image.preparation, reasons)
-    return prepare_arrays(np.ascontiguousarray(images), image.preparation, image.shape)
+    return prepare_rows(np.ascontiguousarray(images), image.preparation, image.shape, reasons)
 
 
 def _fixed_size_pixels(column: pa.ChunkedArray) -> UInt8Array:
@@ -228,10 +228,11 @@ def _decode_content(content: bytes, image: ImageColumn) -> UInt8Array:
     reasons = dict[int, str]()
     raw = np.frombuffer(content, np.uint8).reshape(1, *(image.stored or axes[:2]))
     pixels = to_images(raw, axes, image.preparation, reasons)
+    pixels = prepare_rows(pixels, image.preparation, image.shape, reasons)
     if reasons:
         raise DataError(reasons[0])
-    prepared: UInt8Array = prepare_arrays(pixels, image.preparation, image.shape)[0]
-    return prepared
+    first: UInt8Array = pixels[0]
+    return first
 
 
 def _decode_lists(array: pa.Array, stored: tuple[int, ...], reasons: dict[int, str]) -> UInt8Array:

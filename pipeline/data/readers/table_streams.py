@@ -8,9 +8,11 @@ a million rows.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from itertools import accumulate, pairwise
+from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import pyarrow as pa
@@ -36,8 +38,11 @@ class TableFile(Protocol):
     """An open file of rows, in groups that are decoded from their beginning."""
 
     schema: pa.Schema
-    starts: list[int]
-    """The first row of each group, and the number of all rows."""
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """The first row of each group, and the number of all rows."""
+        ...
 
     def batches_from(
         self, group: int, columns: Sequence[str], rows: int | None
@@ -77,27 +82,60 @@ class ParquetTable:
 
 
 class ArrowTable:
-    """An Arrow IPC file, or a stream as Hugging Face saves; record batches are its groups."""
+    """An Arrow IPC file; its record batches are the groups."""
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        start = file.read(len(ARROW_FILE))
-        file.seek(0)
-        if start == ARROW_FILE:
-            reader = pyarrow.ipc.open_file(file)
-            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        else:
-            reader = pyarrow.ipc.open_stream(file)
-            self._batches = list(reader)
-        self.schema = reader.schema
-        self.starts = [0, *accumulate(batch.num_rows for batch in self._batches)]
+    def __init__(self, file: pa.NativeFile, starts: Sequence[int]) -> None:
+        self._reader = pyarrow.ipc.open_file(file)
+        self.schema = self._reader.schema
+        self._starts = starts
+
+    @cached_property
+    def starts(self) -> Sequence[int]:
+        # The file does not say how many rows a record batch has. One is in memory at a time.
+        groups = range(self._reader.num_record_batches)
+        rows = (self._reader.get_batch(group).num_rows for group in groups)
+        return self._starts or [0, *accumulate(rows)]
 
     def batches_from(
         self, group: int, columns: Sequence[str], rows: int | None
     ) -> Iterator[pa.RecordBatch]:
-        for batch in self._batches[group:]:
-            selected = batch.select(list(columns))
-            for start in range(0, selected.num_rows, rows or BATCH_ROWS):
-                yield selected[start : start + (rows or BATCH_ROWS)]
+        for index in range(group, self._reader.num_record_batches):
+            yield from _slices(self._reader.get_batch(index), columns, rows)
+
+
+class ArrowStream:
+    """An Arrow IPC stream, as Hugging Face saves; it can only be read from its beginning."""
+
+    def __init__(self, file: pa.NativeFile, starts: Sequence[int]) -> None:
+        self._file = file
+        self.schema = pyarrow.ipc.open_stream(file).schema
+        self._starts = starts
+
+    @cached_property
+    def starts(self) -> Sequence[int]:
+        return self._starts or [0, sum(batch.num_rows for batch in self._read())]
+
+    def batches_from(
+        self, group: int, columns: Sequence[str], rows: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        for batch in self._read():
+            yield from _slices(batch, columns, rows)
+
+    def _read(self) -> Iterator[pa.RecordBatch]:
+        self._file.seek(0)
+        yield from pyarrow.ipc.open_stream(self._file)
+
+
+def _slices(
+    batch: pa.RecordBatch, columns: Sequence[str], rows: int | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of a record batch, some rows at a time."""
+    selected = batch.select(list(columns))
+    # IPC is not checked by reading it: offsets may point outside of the buffers.
+    selected.validate(full=True)
+    step = rows or BATCH_ROWS
+    for start in range(0, selected.num_rows, step):
+        yield selected[start : start + step]
 
 
 def is_table(start: bytes) -> bool:
@@ -105,41 +143,34 @@ def is_table(start: bytes) -> bool:
     return start.startswith((PARQUET, ARROW_FILE, ARROW_STREAM))
 
 
-def open_table_file(file: pa.NativeFile) -> OpenTable:
-    """Open a Parquet or Arrow IPC file, by its first bytes."""
-    start = file.read(len(PARQUET))
+def open_table_file(file: pa.NativeFile, starts: Sequence[int] = ()) -> TableFile:
+    """Open a Parquet or Arrow IPC file, by its first bytes.
+
+    `starts` are those of the file, if they are known; otherwise Arrow IPC is read for them.
+    """
+    start = file.read(len(ARROW_FILE))
     file.seek(0)
-    return OpenTable(ParquetTable(file) if start == PARQUET else ArrowTable(file))
-
-
-class OpenTable:
-    """An open table, read from its beginning."""
-
-    def __init__(self, file: TableFile) -> None:
-        self.file = file
-        self.schema: pa.Schema = file.schema
-        self.num_rows = file.starts[-1]
-
-    @property
-    def max_group_rows(self) -> int:
-        starts = self.file.starts
-        sizes = (stop - start for start, stop in pairwise(starts))
-        return max(sizes, default=1)
-
-    def batches(self, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield all rows of these columns."""
-        return self.file.batches_from(0, columns, rows)
+    if start.startswith(PARQUET):
+        return ParquetTable(file)
+    if start == ARROW_FILE:
+        return ArrowTable(file, starts)
+    if start.startswith(ARROW_STREAM):
+        return ArrowStream(file, starts)
+    raise ValueError("it begins neither as Parquet nor as Arrow IPC does")
 
 
 class TableStream:
     """Some columns of an open file, for one thread; `missing` are those that the file lacks."""
 
     def __init__(
-        self, source: AbstractContextManager[pa.NativeFile], columns: Sequence[str]
+        self,
+        source: AbstractContextManager[pa.NativeFile],
+        columns: Sequence[str],
+        starts: Sequence[int],
     ) -> None:
         # Closes the file when this stream is garbage.
         self._stack = ExitStack()
-        self._file = open_table_file(self._stack.enter_context(source)).file
+        self._file = open_table_file(self._stack.enter_context(source), starts)
         self._columns = list(columns)
         self.missing = [name for name in columns if name not in self._file.schema.names]
         # The row that the stream has reached; -1 if it must start anew.
@@ -172,10 +203,10 @@ class TableStream:
     def _group_of(self, row: int) -> tuple[int, int]:
         """Return the first row and the index of the row group that holds this row."""
         starts = self._file.starts
-        for group, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
-            if start <= row < stop:
-                return start, group
-        raise ValueError(f"it has {starts[-1]} rows, but row {row} is expected")
+        if row >= starts[-1]:
+            raise ValueError(f"it has {starts[-1]} rows, but row {row} is expected")
+        group = bisect_right(starts, row) - 1
+        return starts[group], group
 
     def _take(self, rows: int) -> Iterator[pa.RecordBatch]:
         """Yield the next rows, in slices of the decoded batches."""

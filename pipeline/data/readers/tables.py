@@ -11,21 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
+from math import prod
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.arrays import Int64Array
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import AS_IS, Preparation
-from pipeline.data.readers.labels import Label, LabelCounts, count_labels, index_labels
-from pipeline.data.readers.rows import RowBatch, require_unchanged
+from pipeline.data.readers.labels import Label, LabelCounts, add_counts, index_labels, keep_labels
+from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
 from pipeline.data.readers.table_columns import (
     ID,
     IMAGE_NAMES,
@@ -38,7 +40,7 @@ from pipeline.data.readers.table_columns import (
     label_values,
 )
 from pipeline.data.readers.table_streams import TableStream, open_table_file
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError
 
 TABLE_SUFFIXES = (".parquet", ".arrow", ".feather")
 
@@ -55,8 +57,8 @@ class TableReader:
 
     `own_ids`: ids come from its int64 column `id`, otherwise from positions. `label` is the name of
     the column of labels, and `classes` are its values in the order of classes. `class_names` are
-    those in the metadata of its schema, if any. `max_group_rows` are those of its largest row
-    group, which is decoded from its beginning.
+    those in the metadata of its schema, if any. `starts` are the first rows of its groups, which
+    are decoded from their beginning, and the number of all rows.
     """
 
     storage: Storage
@@ -67,7 +69,7 @@ class TableReader:
     label: str | None = None
     class_names: tuple[str, ...] | None = None
     classes: tuple[Label, ...] = ()
-    max_group_rows: int = 1
+    starts: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,7 +82,13 @@ class TableReader:
 
     @property
     def max_runs(self) -> int:
-        return max(4, min(16, STREAM_ROWS // self.max_group_rows))
+        group_rows = max((stop - start for start, stop in pairwise(self.starts)), default=1)
+        return max(4, min(16, STREAM_ROWS // max(1, group_rows)))
+
+    @property
+    def bytes_per_row(self) -> int:
+        # Lists are decoded to numbers of 8 bytes.
+        return 8 * prod(self.image.stored or self.shape)
 
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(self.entry.path)
@@ -93,7 +101,7 @@ class TableReader:
             needed.append(self.label)
         # Each column once, even if the caller asks for one of ours.
         needed = list(dict.fromkeys([*needed, *columns]))
-        with as_data_error(self.name):
+        with as_data_error(self.name, "a table"):
             table = _stream(self, tuple(needed), begin).read(begin, end)
             reasons = dict[int, str]()
             ids: Int64Array = np.arange(first_id + begin, first_id + end, dtype=np.int64)
@@ -120,15 +128,19 @@ class TableReader:
         return self.label is not None
 
     def with_classes(self, classes: tuple[Label, ...]) -> TableReader:
-        return replace(self, classes=classes)
+        # Ids of several files may be the same; positions in the source are not.
+        return replace(self, classes=classes, own_ids=False)
 
     def count_labels(self) -> LabelCounts:
         """Return how often each label occurs."""
         counts = Counter[Label]()
-        with as_data_error(self.name), self.storage.open(self.entry.path) as file:
-            for batch in open_table_file(file).batches([cast(str, self.label)]):
-                values = batch.column(0)
-                counts.update(count_labels(values.to_pylist()))
+        with self.storage.open(self.entry.path) as file, as_data_error(self.name, "a table"):
+            for batch in open_table_file(file, self.starts).batches_from(
+                0, [cast(str, self.label)], None
+            ):
+                pairs = pc.value_counts(batch.column(0)).to_pylist()
+                by_value = {pair["values"]: pair["counts"] for pair in pairs}
+                add_counts(counts, keep_labels(by_value), self.name)
         return counts
 
 
@@ -159,7 +171,7 @@ def _streams(reader: TableReader, columns: tuple[str, ...]) -> list[TableStream]
 
 
 def _open_stream(reader: TableReader, columns: tuple[str, ...]) -> TableStream:
-    stream = TableStream(reader.storage.open(reader.entry.path), columns)
+    stream = TableStream(reader.storage.open(reader.entry.path), columns, reader.starts)
     # Compare after opening: an open handle keeps the old content even if the path is replaced.
     require_unchanged(reader)
     if stream.missing:
@@ -173,15 +185,16 @@ def open_table(
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
-    expected: tuple[int, int] | None = None,
+    hint: tuple[int, int] | None = None,
 ) -> TableReader | None:
     """Verify a file and return its reader; None if it has no rows.
 
-    `size` is that of the dataset, if its images are fitted; `expected` that of raw pixels, if the
-    file itself does not say. Raise DataError, which names the file, if it is not a table of images.
+    `size` is that of the dataset, if its images are fitted; `hint` that of raw pixels, if the file
+    does not say it and it has as many. Raise DataError, which names the file, if it is not a table
+    of images.
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
-    with storage.open(path) as file, as_data_error(name):
+    with storage.open(path) as file, as_data_error(name, "a table"):
         table = open_table_file(file)
         schema = table.schema
         for field in schema:
@@ -192,16 +205,16 @@ def open_table(
         image_name = _first_of(IMAGE_NAMES, schema)
         if image_name is None:
             raise DataError(f"{name}: column `image` is missing; there are {schema.names[:9]}.")
-        if table.num_rows < 1:
+        if table.starts[-1] < 1:
             return None
         column = image_column(
             name,
             schema.field(image_name),
             schema.metadata or {},
-            (batch.column(0) for batch in table.batches([image_name], ROWS_PER_BATCH)),
+            (batch.column(0) for batch in table.batches_from(0, [image_name], ROWS_PER_BATCH)),
             preparation=preparation,
             size=size,
-            expected=expected,
+            hint=hint or size,
         )
         if min(column.shape) < 1:
             raise DataError(f"{name}: images of column `{image_name}` are {column.shape}.")
@@ -209,19 +222,19 @@ def open_table(
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return TableReader(
             storage,
-            FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=table.num_rows),
+            FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=table.starts[-1]),
             column,
             fingerprint,
             own_ids=ID in schema.names and schema.field(ID).type == pa.int64(),
             label=_label_column(schema),
             class_names=_class_names(name, schema.metadata or {}),
-            max_group_rows=table.max_group_rows,
+            starts=tuple(table.starts),
         )
 
 
 def has_images(storage: Storage, path: str) -> bool:
     """Return whether a table has a column with a name of images."""
-    with storage.open(path) as file, as_data_error(storage.display(path)):
+    with storage.open(path) as file, as_data_error(storage.display(path), "a table"):
         return _first_of(IMAGE_NAMES, open_table_file(file).schema) is not None
 
 
@@ -236,26 +249,9 @@ def _label_column(schema: pa.Schema) -> str | None:
     kind = schema.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    is_text = any(is_kind(kind) for is_kind in texts)
     return name if is_text or pa.types.is_integer(kind) else None
-
-
-@contextmanager
-def as_data_error(name: str) -> Iterator[None]:
-    """Turn every exception into a DataError that names the file, except the project's own.
-
-    pyarrow raises many types for damaged files; none of them is a bug of ours to let through.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DataError(
-            f"{name} could not be read as a table: {reason}. Run again. If it fails again, the "
-            "file is damaged or truncated."
-        ) from None
 
 
 def _class_names(name: str, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
@@ -269,6 +265,10 @@ def _class_names(name: str, metadata: dict[bytes, bytes]) -> tuple[str, ...] | N
         return None
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
         raise DataError(f"{name}: the class names in its metadata are not a list of strings.")
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"{name}: class names in its metadata are repeated: {', '.join(names)[:99]}."
+        )
     return tuple(names)
 
 

@@ -4,57 +4,78 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import IO, cast
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.arrays import Int64Array
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
+from pipeline.console import say
 from pipeline.contract import AS_IS, Preparation
-from pipeline.data.readers.image_folder import SUFFIXES, decode_file, first_shape
-from pipeline.data.readers.labels import Label, LabelCounts, Labels, count_labels, index_labels
-from pipeline.data.readers.rows import RowBatch, require_unchanged
+from pipeline.data.readers.image_folder import SUFFIXES, decode_files, first_shape, read_image
+from pipeline.data.readers.labels import (
+    Label,
+    LabelCounts,
+    Labels,
+    add_counts,
+    count_labels,
+    index_labels,
+)
+from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
 from pipeline.errors import DataError
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
 LABEL_SUFFIXES = (".cls", ".label", ".txt")
+"""If an image has several such files, the first of these holds its label."""
 
 MAX_LABEL_BYTES = 1000
+
+MAX_HEADER_BYTES = 1 << 20
+"""Bytes of the names and attributes of one member, whose size the file itself says."""
+
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class TarReader:
-    """A reader of one file: the positions of its image files in it, and their labels."""
+    """A reader of one file.
+
+    `places` are the positions and sizes of its image files in bytes, int64 (N, 2); `values` are
+    their labels.
+    """
 
     storage: Storage
     entry: FileEntry
     shape: tuple[int, int]
     fingerprint: Fingerprint
-    members: tuple[tuple[int, int], ...]
-    values: tuple[Label, ...] | None
+    places: Int64Array = field(compare=False)
+    values: tuple[Label, ...] | None = field(compare=False)
     preparation: Preparation = AS_IS
     classes: tuple[Label, ...] = ()
 
     max_runs = 64
 
+    @property
+    def bytes_per_row(self) -> int:
+        return self.shape[0] * self.shape[1]
+
     def current_fingerprint(self) -> Fingerprint:
         return self.storage.fingerprint(self.entry.path)
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
-        name = self.storage.display(self.entry.path)
         if columns:
+            name = self.storage.display(self.entry.path)
             raise DataError(f"{name} has no column {columns[0]!r}: it holds only images.")
-        images = np.zeros((end - begin, *self.shape), np.uint8)
-        reasons = dict[int, str]()
         with self.storage.open(self.entry.path) as file:
             require_unchanged(self)
-            for row, (offset, size) in enumerate(self.members[begin:end]):
-                try:
-                    content = _read(file, offset, size)
-                    images[row] = decode_file(content, self.preparation, self.shape)
-                except DataError as error:
-                    reasons[row] = str(error)
+            contents = (_read(file, *place) for place in self.places[begin:end].tolist())
+            images, reasons = decode_files(contents, end - begin, self.preparation, self.shape)
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.values is not None and self.classes:
@@ -82,7 +103,9 @@ class TarReader:
 
     def count_labels(self) -> LabelCounts:
         """Return how often each label occurs."""
-        return count_labels(self.values or ())
+        counts = Counter[Label]()
+        add_counts(counts, count_labels(self.values or ()), self.storage.display(self.entry.path))
+        return counts
 
 
 def open_tar(
@@ -92,26 +115,21 @@ def open_tar(
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
 ) -> TarReader:
-    """Read a file once, and return its reader. Raise DataError if it is not a tar of images."""
+    """Read a file once, and return its reader.
+
+    Members that are neither image files nor labels are skipped, and said. Raise DataError, which
+    names the file, if it is not a tar of image files, if a name is repeated, or if only some images
+    have labels.
+    """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
-    images = dict[str, tuple[int, int]]()
-    labels = dict[str, Label]()
     with storage.open(path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
-                    _index(archive, member, images, labels)
-        except tarfile.TarError as error:
-            raise DataError(
-                f"{name} is not a tar file without compression, or is damaged ({error}). Unpack "
-                "it if it is compressed."
-            ) from None
+        with as_data_error(name, "a tar file without compression"):
+            images, labels = _index(file, name)
         if not images:
             raise DataError(f"{name} holds no image files ({', '.join(SUFFIXES)}).")
         if labels and (missing := [key for key in images if key not in labels]):
-            raise DataError(f"{name}: the image {missing[0]!r} has no label beside it.")
+            raise DataError(f"{name}: the image {missing[0][:99]!r} has no label beside it.")
         contents = ((name, _read(file, *place)) for place in images.values())
         shape = size or first_shape(contents, preparation)
         total = file.size()
@@ -120,33 +138,96 @@ def open_tar(
         FileEntry(path=path, bytes=total, sha256=sha256, rows=len(images)),
         shape,
         fingerprint,
-        tuple(images.values()),
-        tuple(labels[key] for key in images) if labels else None,
+        np.array(list(images.values()), np.int64),
+        _numbers_or_text([labels[key] for key in images]) if labels else None,
         preparation,
     )
 
 
-def _index(
-    archive: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    images: dict[str, tuple[int, int]],
-    labels: dict[str, Label],
-) -> None:
-    """Add the position of an image file, or the label of one, by the name up to the first dot."""
-    folder, _, file = member.name.rpartition("/")
-    if not member.isreg() or file.startswith((".", "_")):
-        return
-    stem, _, suffix = file.partition(".")
-    key = f"{folder}/{stem}"
-    if suffix.lower().endswith(tuple(suffix[1:] for suffix in SUFFIXES)):
-        images[key] = member.offset_data, member.size
-    elif f".{suffix.lower()}" in LABEL_SUFFIXES and member.size <= MAX_LABEL_BYTES:
-        content = archive.extractfile(member)
-        assert content
-        text = content.read().decode("utf-8", "replace").strip()
-        labels[key] = int(text) if text.isascii() and text.isdigit() else text
+def _index(file: pa.NativeFile, name: str) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Return the places of the image files and the labels, by the name up to its first dot."""
+    images = dict[str, tuple[int, int]]()
+    by_suffix = {suffix: dict[str, str]() for suffix in LABEL_SUFFIXES}
+    texts = dict[str, str]()
+    skipped = Counter[str]()
+    for member in _members(file):
+        folder, _, base = member.name.rpartition("/")
+        stem, _, suffix = base.partition(".")
+        key, suffix = f"{folder}/{stem}", f".{suffix.rpartition('.')[2].lower()}"
+        if member.isdir():
+            continue
+        if not member.isreg() or member.issparse() or base.startswith((".", "_")):
+            skipped["hidden, links, sparse or no files"] += 1
+        elif suffix in SUFFIXES:
+            if key in images:
+                raise DataError(f"{name} has several images {key[:99]!r}. Leave one of each name.")
+            images[key] = member.offset_data, member.size
+        elif suffix in LABEL_SUFFIXES and member.size <= MAX_LABEL_BYTES:
+            text = _read(file, member.offset_data, member.size).decode().strip()
+            if key in by_suffix[suffix]:
+                raise DataError(f"{name} has several labels of {key[:99]!r}. Leave one.")
+            # One object for each text: there are far fewer than members.
+            by_suffix[suffix][key] = texts.setdefault(text, text)
+        else:
+            skipped["neither images nor labels"] += 1
+    labels = {
+        key: label
+        for suffix in reversed(LABEL_SUFFIXES)
+        for key, label in by_suffix[suffix].items()
+    }
+    if alone := len(labels.keys() - images.keys()):
+        skipped["labels without an image"] = alone
+    for reason, count in skipped.items():
+        say(f"{name}: {count:,} members are skipped, as they are {reason}")
+    return images, labels
+
+
+def _members(file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members up to the end. Raise an error if it is not followed by zeros alone."""
+    file.seek(0)
+    position = 0
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as archive:
+        while member := archive.next():
+            # A negative size would lead back to an earlier member.
+            if member.size < 0 or archive.offset <= position:
+                raise ValueError("a member has a negative size")
+            position = archive.offset
+            yield member
+            # tarfile would keep them all.
+            archive.members.clear()  # type: ignore[attr-defined]
+    # tarfile ends at any header that it cannot read, and at the end of the first of joined files.
+    if file.size() < position + tarfile.BLOCKSIZE:
+        raise ValueError("its end is missing")
+    file.seek(position)
+    while rest := file.read(CHUNK_BYTES):
+        if rest.strip(b"\0"):
+            raise ValueError(f"it continues after the member that ends at byte {position:,}")
+
+
+class _Headers:
+    """A file of which tarfile reads the headers, with bounded memory."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self.tell, self.seek, self._file = file.tell, file.seek, file
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size:,} bytes")
+        return bytes(self._file.read(size))
+
+
+def _numbers_or_text(labels: Sequence[str]) -> tuple[Label, ...]:
+    """Return labels as numbers if all are."""
+    numbers = {
+        text: int(text)
+        for text in set(labels)
+        if text.isascii() and text.isdigit() and len(text) < 19
+    }
+    if len(numbers) < len(set(labels)):
+        return tuple(labels)
+    return tuple(numbers[text] for text in labels)
 
 
 def _read(file: pa.NativeFile, offset: int, size: int) -> bytes:
     file.seek(offset)
-    return bytes(file.read(size))
+    return read_image(file, size)

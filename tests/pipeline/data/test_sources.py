@@ -356,3 +356,12 @@ def no_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://127.0.0.1:1",), profile.class_names, profile.sha256_gz, profile.sha256
     )
     monkeypatch.setitem(catalog.PROFILES, "mnist", dead)
+
+
+def test_a_download_says_nothing_of_hidden_files(
+    mirror: Mirror, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Data(name="bars", source=serve(mirror, source), cache=str(tmp_path))
+    for _ in range(2):
+        open_source(settings)
+    assert "skipped" not in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.storage import Storage, parallel_map
 from pipeline.data.readers import idx_format
 from pipeline.data.readers.arrays import ArrayReader, open_array_file, open_arrays
 from pipeline.data.readers.rows import Rows
@@ -107,3 +107,46 @@ def test_pixels_from_0_to_1_are_refused_with_what_to_do(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", IMAGES / 255)
     with pytest.raises(DataError, match=r"pixels from 0 to 1.*255 \* images"):
         open_file(tmp_path / "x.npy")
+
+
+def test_files_are_read_by_many_threads(tmp_path: Path) -> None:
+    """More than stay open, so that threads close those of each other."""
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", IMAGES + number)
+    readers = [open_file(tmp_path / f"{number}.npy") for number in range(8)] * 50
+    batches = parallel_map(lambda reader: reader.read(2, 5, 0, ()), readers)
+    for index, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch.images, (IMAGES + index % 8)[2:5])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 5, 4), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (6, 5, 4.5), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': " + "(" * 200,
+        "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (6, 5, 4), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (6, 5, 4), }",
+        "{'descr': '|u1'",
+        "'''",
+        "\xff",
+        "",
+    ],
+)
+def test_a_hostile_header_of_numpy_is_refused(tmp_path: Path, header: str) -> None:
+    content = header.encode("latin-1")
+    start = b"\x93NUMPY\1\0" + len(content).to_bytes(2, "little")
+    (tmp_path / "x.npy").write_bytes(start + content + bytes(120))
+    with pytest.raises(DataError, match=r"x.npy"):
+        open_file(tmp_path / "x.npy")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=IMAGES)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    # Bit 0 of the flags, in the local header and in the directory.
+    content[6] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DataError, match="encrypted"):
+        open_array_file(Storage(str(tmp_path)), "x.npz", "images")

@@ -218,14 +218,23 @@ def test_each_invalid_row_is_rejected_with_its_reason(
     np.testing.assert_array_equal(batch.images, IMAGES[batch.ids])
 
 
-def test_a_row_with_a_null_label_or_id_is_rejected(tmp_path: Path) -> None:
-    labels, ids = [0, None, 2, 3, 4, 5], [10, 11, None, 13, 14, 15]
-    read(tmp_path, FORMS["fixed-size binary"], label=labels, id=pa.array(ids, pa.int64()))
-    batch = open_file(tmp_path).with_classes((0, 2, 3, 4, 5)).read(0, 6, 0, ())
+def test_a_row_with_a_null_label_is_rejected_and_ids_of_a_dataset_are_positions(
+    tmp_path: Path,
+) -> None:
+    ids = pa.array([10, 10, None, 13, 14, 15], pa.int64())
+    read(tmp_path, FORMS["fixed-size binary"], label=[0, None, 2, 3, 4, 5], id=ids)
+    batch = open_file(tmp_path).with_classes((0, 2, 3, 4, 5)).read(0, 6, 100, ())
     assert batch.labels is not None
-    assert batch.labels.tolist() == [0, 2, 3, 4]
-    assert batch.ids.tolist() == [10, 13, 14, 15]
-    assert [row.reason for row in batch.rejects] == ["the label is null", "the id is null"]
+    assert batch.labels.tolist() == [0, 1, 2, 3, 4]
+    assert batch.ids.tolist() == [100, 102, 103, 104, 105]
+    assert [row.reason for row in batch.rejects] == ["the label is null"]
+
+
+def test_a_row_with_a_null_id_is_rejected_if_ids_are_kept(tmp_path: Path) -> None:
+    ids = pa.array([10, 11, None, 13, 14, 15], pa.int64())
+    batch = read(tmp_path, FORMS["fixed-size binary"], id=ids)
+    assert batch.ids.tolist() == [10, 11, 13, 14, 15]
+    assert [row.reason for row in batch.rejects] == ["the id is null"]
 
 
 def test_image_files_are_rows_in_order_of_paths(tmp_path: Path) -> None:

@@ -127,3 +127,42 @@ def test_a_row_with_an_absurd_number_is_rejected(tmp_path: Path) -> None:
     ]
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 2, 3, 4]
+
+
+@given(position=st.integers(0, 10_000), flip=st.integers(1, 255), stream=st.booleans())
+def test_damaged_arrow_ipc_is_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, position: int, flip: int, stream: bool
+) -> None:
+    """IPC has no checksums, so pixels may differ; but no offset may point outside of a buffer."""
+    folder = tmp_path_factory.mktemp("damaged")
+    table = pa.table({"image": FORMS["binary"], "label": [0, 1] * 3}).replace_schema_metadata(SIZE)
+    path = folder / "images.parquet"
+    opener = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, opener(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= flip
+    path.write_bytes(data)
+    with suppress(DataError):
+        reader = open_file(folder)
+        reader.count_labels()
+        batch = Rows((reader,)).read(0, reader.entry.rows or 0)
+        assert len(batch.ids) + len(batch.rejects) == reader.entry.rows
+
+
+def test_a_column_that_holds_a_large_arrow_file_is_never_whole_in_memory(tmp_path: Path) -> None:
+    """A record batch is in memory at a time."""
+    before = pa.total_allocated_bytes()
+    pixels = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(784), 1000, [None, pa.py_buffer(bytes(784_000))]
+    )
+    batch = pa.record_batch({"image": pixels})
+    for opener in (pa.ipc.new_stream, pa.ipc.new_file):
+        path = tmp_path / "images.parquet"
+        with pa.OSFile(str(path), "wb") as file, opener(file, batch.schema) as writer:
+            for _ in range(100):
+                writer.write_batch(batch)
+        reader = open_file(tmp_path)
+        for begin in (0, 99_000, 50_500, 50_700):
+            assert len(reader.read(begin, begin + 100, 0, ()).ids) == 100
+            assert pa.total_allocated_bytes() - before < 16 << 20
