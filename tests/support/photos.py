@@ -128,7 +128,8 @@ def _fill(points: Any, shape: tuple[int, int], step: float) -> FloatArray:
     half = max(0.5, 0.8 * step)
     for y, x in points:
         draw.ellipse((x - half, y - half, x + half, y + half), fill=255)
-    return np.asarray(canvas.filter(ImageFilter.GaussianBlur(0.6 + step / 2)), np.float32) / 255
+    covered = canvas.filter(ImageFilter.GaussianBlur(0.6 + step / 2))
+    return np.asarray(covered, np.float32) / np.float32(255)
 
 
 def _stroke(cells: Any, points: Any, shape: tuple[int, int], width: float) -> FloatArray:
@@ -145,7 +146,7 @@ def _stroke(cells: Any, points: Any, shape: tuple[int, int], width: float) -> Fl
             if other is not None:
                 draw.line((x, y, other[1], other[0]), fill=255, width=max(1, round(2 * radius)))
     small = canvas.resize((shape[1], shape[0]), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small, np.float32) / np.float32(255)
 
 
 def _paint(ink: FloatArray, random: np.random.Generator) -> FloatArray:
