@@ -62,7 +62,7 @@ MAX_GAP = 0.25
 """Largest distance of a separate stroke, as a share of the size of the largest."""
 
 EDGE_WEIGHT = 0.2
-"""Weight of the area of what touches the picture's edge: it may be a shadow."""
+"""Weight of an area for each edge of the picture that it touches: it may be a shadow."""
 
 
 class Part(NamedTuple):
@@ -75,11 +75,10 @@ class Part(NamedTuple):
     left: int
     right: int
 
-    def touches(self, shape: tuple[int, ...]) -> tuple[bool, bool]:
-        """Return whether it touches an edge of the picture, and whether two opposite ones."""
-        top, left = self.top == 0, self.left == 0
-        bottom, right = self.bottom == shape[0], self.right == shape[1]
-        return top or left or bottom or right, (top and bottom) or (left and right)
+    def edges(self, shape: tuple[int, ...]) -> int:
+        """Return how many edges of a picture of this shape it touches."""
+        at_edge = (self.top == 0, self.left == 0, self.bottom == shape[0], self.right == shape[1])
+        return sum(at_edge)
 
     def distance(self, other: Part) -> int:
         return max(
@@ -102,7 +101,7 @@ def has_dark_ink(image: UInt8Array) -> bool:
 def find_ink(image: UInt8Array) -> BoolArray:
     """Return which pixels are dark ink, at most FRAME a side; the image may be of any size.
 
-    Raise DataError if it is blank, or if the ink runs from edge to edge.
+    Raise DataError if it is blank, or has only noise, specks, or the lines of paper.
     """
     absorbed = _absorbed(_shrink(image, FRAME))
     contrast, ground = _strongest(absorbed), float(np.median(absorbed))
@@ -168,19 +167,16 @@ def _check(contrast: float, noise: float) -> None:
 
 def _choose(mask: BoolArray) -> BoolArray:
     """Return the largest part and the separate strokes that belong to it."""
-    parts = [part for part in _parts(mask) if not part.touches(mask.shape)[1]]
+    parts = list(_parts(mask))
     if not parts:
-        raise DataError(
-            "The image has no ink, or only ink that runs from edge to edge. Leave a margin around "
-            "what is drawn."
-        )
-    main = max(parts, key=lambda p: p.area * (EDGE_WEIGHT if p.touches(mask.shape)[0] else 1))
+        raise DataError("The image is blank but for lines. Leave a margin around what is drawn.")
+    main = max(parts, key=lambda part: part.area * EDGE_WEIGHT ** part.edges(mask.shape))
     size = max(main.bottom - main.top, main.right - main.left)
     if size < max(MIN_PIXELS, MIN_SIDE * max(mask.shape)):
         raise DataError("The image is blank but for specks. Draw larger, or come closer.")
     chosen = np.zeros_like(mask)
     for part in parts:
-        at_edge = part.touches(mask.shape)[0] and not main.touches(mask.shape)[0]
+        at_edge = part.edges(mask.shape) > main.edges(mask.shape)
         near = part.distance(main) <= MAX_GAP * size
         if part is main or (near and part.area >= MIN_PART * main.area and not at_edge):
             for row, begin, end in part.runs:

@@ -78,8 +78,14 @@ def test_dust_alone_is_rejected() -> None:
         find_ink(drawing)
 
 
-def test_ink_from_edge_to_edge_is_rejected() -> None:
+def test_lines_of_paper_alone_are_rejected() -> None:
+    image = np.full((100, 100), 240, np.uint8)
+    image[::20] = 20
+    with pytest.raises(DataError, match="lines"):
+        find_ink(image)
+
+
+def test_thick_ink_from_edge_to_edge_is_ink() -> None:
     image = np.full((100, 100), 240, np.uint8)
     image[:, 40:50] = 20
-    with pytest.raises(DataError, match="margin"):
-        find_ink(image)
+    assert find_ink(image).sum() == 1000
