@@ -136,24 +136,37 @@ def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader
 
     Return no readers if the file has no rows.
     """
+    try:
+        return _open_sized(storage, path, image, image.shape)
+    except DataError:
+        if image.preparation.fit == "none":
+            raise
+        # Flat images that are fitted have a size of their own, as when the dataset was built.
+        return _open_sized(storage, path, image, None)
+
+
+def _open_sized(
+    storage: Storage, path: str, image: ImageSpec, expected: tuple[int, int] | None
+) -> Sequence[Reader]:
+    """Open a file whose flat images have the `expected` size, or are square."""
     with storage.open(path) as file:
         start = file.read(8)
     options: dict[str, Any] = {"preparation": image.preparation, "size": _size(image)}
     suffix = path.lower()
     if is_table(start):
-        table = open_table(storage, path, expected=image.shape, **options)
+        table = open_table(storage, path, expected=expected, **options)
         return [table] if table else []
     if is_png_or_jpeg(start):
         return open_image_folder(storage, path, [path], **options)
     if suffix.endswith(".csv"):
-        return [open_csv(storage, path, expected=image.shape, **options)]
+        return [open_csv(storage, path, expected=expected, **options)]
     if suffix.endswith(".tar"):
         return [open_tar(storage, path, **options)]
     member = ""
     if suffix.endswith(".npz"):
         member = _only_member(storage, path)
     images = open_array_file(storage, path, member)
-    return [open_arrays(images, None, expected=image.shape, **options)]
+    return [open_arrays(images, None, expected=expected, **options)]
 
 
 def _only_member(storage: Storage, path: str) -> str:
