@@ -188,7 +188,7 @@ INPUTS = {
     "tar": "train-000.tar",
     "arrow": "train.arrow",
 }
-"""What is scored of each form; otherwise train.parquet."""
+"""The file or folder of each form that is scored; otherwise train.parquet."""
 
 
 def seen_by_the_server(brought: UInt8Array | list[bytes], spec: ImageSpec) -> Iterable[UInt8Array]:

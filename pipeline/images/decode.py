@@ -1,7 +1,7 @@
 """Decode PNG and JPEG files to grayscale pixels.
 
 Gray is Pillow's `L` (0.299 R + 0.587 G + 0.114 B). A sample of 16 bits is cut to its upper 8 bits;
-pictures that use only the lower 14 bits, as many cameras and scanners have, are refused.
+images that use only the lower 14 bits, as many cameras and scanners have, are refused.
 An animation gives its first frame. A photograph is turned upright by its EXIF orientation.
 """
 
@@ -25,7 +25,7 @@ PNG_HEADER = struct.Struct(">8x4x4sIIB")
 """Signature; length, then type of the first chunk, which is IHDR; width, height and bits."""
 
 MIN_OF_16_BITS = 1 << 14
-"""Least brightest value, of 65,535, of a picture that uses its 16 bits."""
+"""Least brightest value, of 65,535, of an image that uses its 16 bits."""
 
 MAX_TINT = 16
 """Largest difference of red, green and blue that counts as grey: scans are tinted a little."""

@@ -1,6 +1,6 @@
-"""Find what is written in a picture: on paper or a board, in uneven light, on ruled paper.
+"""Find what is written in an image: on paper or a board, in uneven light, on ruled paper.
 
-All steps work on a picture of at most FRAME pixels a side, so their time does not depend on the
+All steps work on an image of at most FRAME pixels a side, so their time does not depend on the
 size of a photograph.
 """
 
@@ -21,19 +21,19 @@ from pipeline.images.lines import BoolArray, without_lines
 FloatArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 FRAME = 256
-"""Longer side of the picture in which ink is found, in pixels."""
+"""Longer side of the image in which ink is found, in pixels."""
 
 COARSE = 32
-"""Longer side of the picture in which it is decided whether the ink is dark."""
+"""Longer side of the image in which it is decided whether the ink is dark."""
 
 GROUND = 64
-"""Longer side of the picture in which the ground's light is measured."""
+"""Longer side of the image in which the ground's light is measured."""
 
 LEAST_LIGHT = np.float32(64)
 """Light, of 255, below which a ground counts as this light: differences on black are noise."""
 
 STROKE = 0.3
-"""Strokes are narrower than this share of the picture's longer side."""
+"""Strokes are narrower than this share of the image's longer side."""
 
 MIN_CONTRAST = 0.1
 """Share of the ground's light that ink must absorb."""
@@ -50,7 +50,7 @@ PEAK_PIXELS = 60
 thinnest legible stroke has in the frame."""
 
 MIN_SIDE = 0.04
-"""Least height or width of what is written, as a share of the picture's longer side."""
+"""Least height or width of what is written, as a share of the image's longer side."""
 
 MIN_PIXELS = 6
 """Least height or width of what is written, in pixels of the frame."""
@@ -62,7 +62,7 @@ MAX_GAP = 0.25
 """Largest distance of a separate stroke, as a share of the size of the largest."""
 
 EDGE_WEIGHT = 0.2
-"""Weight of an area for each edge of the picture that it touches: it may be a shadow."""
+"""Weight of an area for each edge of the image that it touches: it may be a shadow."""
 
 
 class Part(NamedTuple):
@@ -76,7 +76,7 @@ class Part(NamedTuple):
     right: int
 
     def edges(self, shape: tuple[int, ...]) -> int:
-        """Return how many edges of a picture of this shape it touches."""
+        """Return how many edges of an image of this shape it touches."""
         at_edge = (self.top == 0, self.left == 0, self.bottom == shape[0], self.right == shape[1])
         return sum(at_edge)
 

@@ -16,11 +16,11 @@ FULL = 0.85
 """Share of a row's pixels from which it is a line; a digit has a margin."""
 
 MAX_THICKNESS = 0.06
-"""Most thickness of a line, as a share of the picture's side."""
+"""Most thickness of a line, as a share of the image's side."""
 
 
 def without_lines(mask: BoolArray, faint: BoolArray) -> BoolArray:
-    """Return the ink without lines that run through the whole picture, along it or across.
+    """Return the ink without lines that run through the whole image, along it or across.
 
     `faint` also has ink that is fainter, so that lines are not broken. What is thicker than a line
     at some place stays there, so that strokes are not cut where they cross a line.

@@ -1,7 +1,7 @@
 """Pictures of handwritten digits as people take them, drawn from digits of 28 x 28 pixels.
 
 Pen, ink, paper, its lines, light, shadow, size, angle, blur, noise and JPEG vary at random; the
-same seed gives the same pictures.
+same seed gives the same photos.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.arrays import UInt8Array
+from pipeline.arrays import Int64Array, UInt8Array
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -35,14 +35,14 @@ LOOPS = {0: 1, 6: 1, 8: 2, 9: 1}
 """The loops of those digits that are another digit without them."""
 
 
-def photographs(digits: UInt8Array, labels: UInt8Array, seed: int) -> Iterator[bytes]:
-    """Yield a picture of each digit, uint8 (N, 28, 28) with light ink."""
+def photographs(digits: UInt8Array, labels: Int64Array, seed: int) -> Iterator[bytes]:
+    """Yield a photo of each digit, uint8 (N, 28, 28) with light ink."""
     for number, (digit, label) in enumerate(zip(digits, labels, strict=True)):
         yield photograph(digit, int(label), np.random.default_rng([seed, number]))
 
 
 def photograph(digit: UInt8Array, label: int, random: np.random.Generator) -> bytes:
-    """Return a picture of the digit, a PNG or JPEG of 64 to 2,000 pixels on its longer side."""
+    """Return a photo of the digit, a PNG or JPEG of 64 to 2,000 pixels on its longer side."""
     longer = int(np.exp(random.uniform(np.log(64), np.log(2000))))
     width, height = longer, int(longer * random.uniform(0.6, 1))
     if random.random() < 0.5:
@@ -50,9 +50,9 @@ def photograph(digit: UInt8Array, label: int, random: np.random.Generator) -> by
     share = random.uniform(0.2, 0.9)
     size = max(share * min(width, height), min(24.0, 0.9 * min(width, height)))
     ink, stroke = _write(digit, label, (height, width), size, random)
-    picture = _paint(ink, random)
-    picture *= _light((height, width), random)[..., None]
-    return _expose(picture, stroke, random)
+    photo = _paint(ink, random)
+    photo *= _light((height, width), random)[..., None]
+    return _expose(photo, stroke, random)
 
 
 def _write(
@@ -155,15 +155,15 @@ def _paint(ink: FloatArray, random: np.random.Generator) -> FloatArray:
     grounds, inks = (BOARDS, CHALKS) if board else (PAPERS, INKS)
     ground = np.array(grounds[random.integers(len(grounds))], np.float32) / 255
     colour = np.array(inks[random.integers(len(inks))], np.float32) / 255
-    picture = np.broadcast_to(ground, (*ink.shape, 3)).copy()
-    picture *= 1 + 0.05 * _cloud(ink.shape, random.uniform(5, 40), random)[..., None]
+    photo = np.broadcast_to(ground, (*ink.shape, 3)).copy()
+    photo *= 1 + 0.05 * _cloud(ink.shape, random.uniform(5, 40), random)[..., None]
     if random.random() < 0.3:
         lines = _lines(ink.shape, squared=random.random() < 0.5, random=random)
         line_colour = ground + (colour - ground) * random.uniform(0.1, 0.45)
-        picture += lines[..., None] * (line_colour - picture)
+        photo += lines[..., None] * (line_colour - photo)
     opacity = random.uniform(0.8, 1) * (1 - 0.15 * np.abs(_cloud(ink.shape, 60, random)))
     cover = (ink * opacity)[..., None]
-    return (picture * (1 - cover) + colour * cover).astype(np.float32)
+    return (photo * (1 - cover) + colour * cover).astype(np.float32)
 
 
 def _lines(shape: tuple[int, ...], *, squared: bool, random: np.random.Generator) -> FloatArray:
@@ -199,9 +199,9 @@ def _light(shape: tuple[int, int], random: np.random.Generator) -> FloatArray:
     return np.asarray(light * random.uniform(0.65, 1), np.float32)
 
 
-def _expose(picture: FloatArray, stroke: float, random: np.random.Generator) -> bytes:
-    """Return the picture with blur, noise and, mostly, JPEG's artefacts."""
-    image = Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
+def _expose(photo: FloatArray, stroke: float, random: np.random.Generator) -> bytes:
+    """Return the photo with blur, noise and, mostly, JPEG's artefacts."""
+    image = Image.fromarray((photo.clip(0, 1) * 255).astype(np.uint8))
     blur = random.uniform(0, 0.35) * stroke
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), np.float32)
     grain = random.uniform(0, 10)

@@ -24,8 +24,8 @@ def paper(light: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
 
 def assert_finds_the_bar(image: UInt8Array) -> None:
     rows, columns = np.nonzero(find_ink(image))
-    found = (columns.min(), rows.min(), columns.max(), rows.max())
-    assert found == pytest.approx(BAR, abs=2)
+    box = (columns.min(), rows.min(), columns.max(), rows.max())
+    assert box == pytest.approx(BAR, abs=2)
     assert len(rows) == pytest.approx(16 * 81, rel=0.15)
 
 
