@@ -20,16 +20,16 @@ BOX = 20 / 28
 FINE = 140
 """Least pixels of the longer side of the ink while its strokes are drawn."""
 
-MIN_STROKE = 0.1
+MIN_STROKE = 0.09
 """Least width of strokes, as a share of the ink's longer side; thin ones of MNIST have it."""
 
-SOFTNESS = 0.03
+SOFTNESS = 0.035
 """Deviation of the blur of strokes' edges, as a share of the ink's longer side."""
 
 INK = 32
 """Brightness, of 255, from which a pixel is inside the box."""
 
-SLANTS = (-0.2, 0.0)
+SLANTS = (-0.15, -0.05)
 """Columns to the right for each row down: the slants of most of MNIST's digits."""
 
 
