@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 
-.PHONY: run test test-fast test-public test-slow lint docs bench-train bench-serve bench-data soak
+.PHONY: run test test-fast test-public test-slow lint docs bench-train bench-serve bench-data bench-photos soak
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
@@ -44,6 +44,10 @@ bench-serve: .venv/ready $(addprefix .venv-others/,mlserver/ready litserve/ready
 
 bench-data: .venv/ready
 	$(BIN)/python -m tests.bench.data
+
+# Takes ROOT, a storage root with a model mnist/production.
+bench-photos: .venv/ready
+	$(BIN)/python -m tests.bench.photos $(or $(ROOT),artifacts)
 
 soak: .venv/ready
 	$(BIN)/python -m tests.bench.soak

@@ -88,7 +88,7 @@ class UnsupportedMedia(RequestError):
 
 
 class ImageInvalid(RequestError):
-    """The image is damaged, or blank, or too large."""
+    """The image is damaged, blank, too large, or not of the model's size or colour."""
 
     status = 422
 

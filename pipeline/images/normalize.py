@@ -1,70 +1,120 @@
-"""Make a grayscale image of any size into the model's, as the digits of MNIST were made.
+"""Make ink of any size into a digit like those of MNIST, as these were made.
 
-LeCun et al. 1998, III.A: white ink on black, scaled to a box of 20 of the 28 pixels with its aspect
-ratio kept, and placed so that the centre of mass is the centre of the image.
+LeCun et al. 1998, III.A: light ink on black, scaled to a box of 20 of the 28 pixels with its aspect
+ratio kept, and placed so that the centre of mass is the centre of the image. Thin strokes are
+drawn thicker, and slant beyond that of most hands is taken back.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from pipeline.arrays import UInt8Array
-from pipeline.contract import PIXEL_MAX, ImageSpec
-from pipeline.errors import DataError
+from pipeline.contract import PIXEL_MAX
+from pipeline.images.lines import BoolArray
 
 BOX = 20 / 28
 """Side of the box that holds the ink, as a share of the image's side."""
 
-INK = 64
-"""Brightness, of 255, from which a pixel counts as ink when an image is cropped."""
+FINE = 140
+"""Least pixels of the longer side of the ink while its strokes are drawn."""
 
-MIN_CONTRAST = 32
-"""Difference of brightness, of 255, below which an image counts as blank."""
+MIN_STROKE = 0.09
+"""Least width of strokes, as a share of the ink's longer side; thin ones of MNIST have it."""
 
+SOFTNESS = 0.035
+"""Deviation of the blur of strokes' edges, as a share of the ink's longer side."""
 
-def normalize(image: UInt8Array, spec: ImageSpec) -> tuple[UInt8Array, bool, bool]:
-    """Return the model's input, uint8 (height, width), and whether it was inverted and fitted.
+INK = 32
+"""Brightness, of 255, from which a pixel is inside the box."""
 
-    An image with a light background is inverted. If it then has the model's size it is returned as
-    it is; otherwise it is cropped, scaled and centred. Raise DataError if it is blank.
-    """
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    background = int(np.median(border))
-    inverted = background > PIXEL_MAX // 2
-    if inverted:
-        image, background = PIXEL_MAX - image, PIXEL_MAX - background
-    if image.shape == spec.shape:
-        return image, inverted, False
-    ink = np.maximum(image, background) - np.uint8(background)
-    contrast = int(ink.max())
-    if contrast < MIN_CONTRAST:
-        raise DataError(
-            f"The image is blank: its pixels differ by {contrast} of {PIXEL_MAX}. "
-            "Draw with more contrast."
-        )
-    ink = (ink.astype(np.float32) * (PIXEL_MAX / contrast)).astype(np.uint8)
-    rows, columns = (np.flatnonzero((ink >= INK).any(axis)) for axis in (1, 0))
-    cropped = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return _centre(_scale(cropped, spec), spec), inverted, True
+SLANTS = (-0.15, -0.05)
+"""Columns to the right for each row down: the slants of most of MNIST's digits."""
 
 
-def _scale(ink: UInt8Array, spec: ImageSpec) -> UInt8Array:
+def centre_ink(mask: BoolArray, shape: tuple[int, int]) -> UInt8Array:
+    """Return light ink on black, uint8 of this height and width, from which pixels are ink."""
+    ink = _upright(_draw(mask[_box(mask)]))
+    return _centre(_scale(ink[_box(ink >= INK)], shape), shape)
+
+
+def _box(ink: BoolArray) -> tuple[slice, slice]:
+    rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def _draw(mask: BoolArray) -> UInt8Array:
+    """Enlarge small ink, make thin strokes thicker, and blur the edges."""
+    times = max(1, round(FINE / max(mask.shape)))
+    mask = np.kron(mask, np.ones((times, times), bool))
+    longer = max(mask.shape)
+    thin = max(0, round((MIN_STROKE * longer - _stroke_width(mask)) / 2))
+    mask = np.pad(mask, thin + round(4 * SOFTNESS * longer))
+    for number in range(thin):
+        mask = _grow(mask, corners=number % 2 == 1)
+    drawn = Image.fromarray(mask.astype(np.uint8) * PIXEL_MAX)
+    return np.asarray(drawn.filter(ImageFilter.GaussianBlur(SOFTNESS * longer)))
+
+
+def _stroke_width(mask: BoolArray) -> float:
+    """Return the mean width of strokes: a line has twice its area for its outline."""
+    padded = np.pad(mask, 1)
+    steps = sum(int(np.diff(padded, axis=axis).sum()) for axis in (0, 1))
+    # The steps of an outline are 4 / pi times as long as it, over all directions.
+    return 2 * float(mask.sum()) / (steps * np.pi / 4)
+
+
+def _grow(mask: BoolArray, *, corners: bool) -> BoolArray:
+    """Add the neighbours of all pixels; with and without corners in turn, a disc becomes one."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    source = grown.copy() if corners else mask
+    grown[:, 1:] |= source[:, :-1]
+    grown[:, :-1] |= source[:, 1:]
+    return grown
+
+
+def _upright(ink: UInt8Array) -> UInt8Array:
+    """Take back the slant that is beyond SLANTS, by a shear."""
+    mass = ink.astype(np.float64)
+    height, width = ink.shape
+    y, x = np.arange(height), np.arange(width)
+    rows = mass.sum(1)
+    y = y - rows @ y / rows.sum()
+    x = x - mass.sum(0) @ x / rows.sum()
+    slant = (y @ mass @ x) / max(1.0, rows @ y**2)
+    shear = slant - min(max(slant, SLANTS[0]), SLANTS[1])
+    if not shear:
+        return ink
+    margin = round(abs(shear) * height) + 1
+    padded = Image.fromarray(np.pad(ink, ((0, 0), (margin, margin))))
+    move = (1, shear, -shear * (height / 2), 0, 1, 0)
+    return np.asarray(
+        padded.transform(padded.size, Image.Transform.AFFINE, move, Image.Resampling.BILINEAR)
+    )
+
+
+def _scale(ink: UInt8Array, shape: tuple[int, int]) -> UInt8Array:
     """Scale the ink to fill the box."""
     height, width = ink.shape
-    scale = min(spec.height * BOX / height, spec.width * BOX / width)
+    scale = min(shape[0] * BOX / height, shape[1] * BOX / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BOX))
 
 
-def _centre(ink: UInt8Array, spec: ImageSpec) -> UInt8Array:
-    """Place the ink on a black image, with its centre of mass as near to the middle as fits."""
+def _centre(ink: UInt8Array, shape: tuple[int, int]) -> UInt8Array:
+    """Place the ink on a black image, with its centre of mass as near to the middle as fits.
+
+    As in MNIST, the middle of 28 pixels is that of the pixel 14, counted from 0.
+    """
     corner = []
-    for axis, side in enumerate(spec.shape):
+    for axis, side in enumerate(shape):
         mass = ink.sum(1 - axis, dtype=np.float64)
-        centre = mass @ (np.arange(len(mass)) + 0.5) / max(1, mass.sum())
-        corner.append(min(max(0, round(side / 2 - centre)), side - len(mass)))
+        centre = mass @ np.arange(len(mass)) / max(1, mass.sum())
+        corner.append(min(max(0, round(side // 2 - centre)), side - len(mass)))
     top, left = corner
-    centred = np.zeros(spec.shape, np.uint8)
+    centred = np.zeros(shape, np.uint8)
     centred[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
     return centred

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.contract import Predictions
+from pipeline.images.prepare import PreparedImage
 from serving.config import AppSettings
 from serving.http.application import (
     Application,
@@ -202,13 +203,13 @@ class Handlers:
         return self._watcher.find(request.model, request.version)
 
 
-async def _read_image(body: bytes, model: ModelManifest) -> image_input.ModelInput:
+async def _read_image(body: bytes, model: ModelManifest) -> PreparedImage:
     # In a thread: decoding a large image file would block the event loop.
     return await asyncio.to_thread(image_input.read_image, body, model.image)
 
 
 def _describe(
-    model: ModelManifest, model_input: image_input.ModelInput, predictions: Predictions, row: int
+    model: ModelManifest, model_input: PreparedImage, predictions: Predictions, row: int
 ) -> Json:
     """Return the answer for one image; `row` is its row in the predictions."""
     class_names = model.image.class_names

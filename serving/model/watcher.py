@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.artifacts.registry import find_model, resolve_versions
 from pipeline.artifacts.storage import Storage
-from pipeline.contract import Predictions
+from pipeline.contract import ImageSpec, Predictions
 from pipeline.errors import ModelRejected
 from pipeline.models.predictor import Predictor
 from serving.config import AppSettings
@@ -136,7 +136,7 @@ class ModelWatcher:
         name = self._settings.model.partition("/")[0]
         model = find_model(self._storage, f"{name}/{version}")
         current = getattr(self, "current", None)
-        if current and model.image != current.model.image:
+        if current and not _same_answers(model.image, current.model.image):
             raise ModelRejected(
                 f"Model {model.ref} has another image size or other classes than "
                 f"{current.model.ref}, which is served. Serve it under a different name."
@@ -149,6 +149,11 @@ class ModelWatcher:
             max_queue_rows=self._settings.max_queue_rows,
         )
         return LoadedModel(predictor, batcher)
+
+
+def _same_answers(image: ImageSpec, other: ImageSpec) -> bool:
+    """Return whether clients of one may be served by the other: preparation is the server's."""
+    return (image.shape, image.class_names) == (other.shape, other.class_names)
 
 
 def self_test(predictor: Predictor) -> None:

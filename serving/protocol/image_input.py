@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from pipeline.arrays import UInt8Array
 from pipeline.contract import ImageSpec
 from pipeline.errors import DataError
-from pipeline.images.decode import decode_grayscale, is_png_or_jpeg
-from pipeline.images.normalize import normalize
+from pipeline.images.decode import is_png_or_jpeg
+from pipeline.images.prepare import PreparedImage, prepare_arrays, prepare_file
 from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
 
 
-class ModelInput(NamedTuple):
-    """The image that the model gets, uint8 (height, width), and how it was changed."""
-
-    pixels: UInt8Array
-    inverted: bool = False
-    fitted: bool = False
-
-
-def read_image(body: bytes, image: ImageSpec) -> ModelInput:
-    """Return the model's input for an image file of any bounded size, or for the raw pixels.
+def read_image(body: bytes, image: ImageSpec) -> PreparedImage:
+    """Return the model's input for an image file or for raw pixels, prepared as its dataset was.
 
     Raise RequestInvalid if the body is empty, UnsupportedMedia for other formats, and ImageInvalid
-    if the image is damaged, too large, or blank.
+    if the image is damaged, too large, blank, or of a size or colour that the dataset refuses.
     """
     if not body:
         raise RequestInvalid(
@@ -34,11 +23,12 @@ def read_image(body: bytes, image: ImageSpec) -> ModelInput:
         )
     if is_png_or_jpeg(body):
         try:
-            return ModelInput(*normalize(decode_grayscale(body), image))
+            return prepare_file(body, image.preparation, image.shape)
         except DataError as error:
             raise ImageInvalid(str(error)) from None
     if len(body) == image.num_pixels:
-        return ModelInput(np.frombuffer(body, np.uint8).reshape(image.shape))
+        raw = np.frombuffer(body, np.uint8).reshape(1, *image.shape)
+        return PreparedImage(prepare_arrays(raw, image.preparation, image.shape)[0])
     raise UnsupportedMedia(
         "The body is neither a PNG nor a JPEG. Send the bytes of an image file, for example with "
         f"curl --data-binary @digit.png, or the {image.num_pixels} raw pixels of one image."

@@ -24,7 +24,7 @@ ERROR_DESCRIPTIONS = {
     408: "The request was not complete in time.",
     413: "The body, or the number of images, exceeds its limit.",
     415: "The format or encoding of the body is not supported.",
-    422: "The image is damaged, blank, or too large.",
+    422: "The image is damaged, blank, too large, or of another size or colour than the model's.",
     503: "The queue is full, or the server is not ready: send the request again after Retry-After.",
 }
 
@@ -66,9 +66,9 @@ def _server_paths() -> Json:
 
 def _v1_paths(model: ModelManifest) -> Json:
     ready = _operation("Whether the model is ready, V1", _any_object(), 404)
-    predict = _operation(
-        "Predictions, V1", _any_object(), *BODY_ERRORS, 404, body=_json(_v1_request(model.image))
-    )
+    errors = (*BODY_ERRORS, 404, 422)
+    body = _json(_v1_request(model.image))
+    predict = _operation("Predictions, V1", _any_object(), *errors, body=body)
     return {
         "/v1/models": {"get": _operation("List of models, V1", _any_object())},
         "/v1/models/{name}": _model_path({"get": ready}, model),

@@ -11,7 +11,9 @@ import numpy as np
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.contract import INPUT, Predictions
-from serving.errors import PayloadTooLarge, RequestInvalid
+from pipeline.errors import DataError
+from pipeline.images.prepare import prepare_arrays
+from serving.errors import ImageInvalid, PayloadTooLarge, RequestInvalid
 from serving.protocol.image_input import read_image
 from serving.protocol.types import Json
 from serving.protocol.v2_request import parse_json, pixels_from_json
@@ -21,8 +23,9 @@ def parse_instances(body: bytes, model: ModelManifest, *, max_rows: int) -> UInt
     """Return the images of a V1 request, uint8 (N, height, width).
 
     An instance is the pixels of an image, nested or flat, {"image": pixels}, or {"b64": ...} with a
-    PNG, a JPEG or raw pixels in base64. Raise RequestInvalid if the body is not such a request,
-    PayloadTooLarge if it has more than `max_rows` instances, and the errors of `read_image`.
+    PNG, a JPEG or raw pixels in base64. Each is prepared as the model's dataset was. Raise
+    RequestInvalid if the body is not such a request, PayloadTooLarge if it has more than `max_rows`
+    instances, and the errors of `read_image`.
     """
     request = parse_json(body)
     instances = request.get("instances") if isinstance(request, dict) else None
@@ -57,9 +60,16 @@ def _instance_image(instance: Any, model: ModelManifest) -> UInt8Array:
                 f'An instance has fields other than "{INPUT}" or "b64". Send one of these two.'
             )
         instance = instance[INPUT]
+    preparation, shape = model.image.preparation, model.image.shape
     nested = isinstance(instance, list) and instance and isinstance(instance[0], list)
-    image: UInt8Array
-    (image,) = pixels_from_json([instance] if nested else instance, [1, *model.image.shape])
+    size = shape
+    if nested and preparation.fit != "none":
+        size = len(instance), len(instance[0])
+    pixels = pixels_from_json([instance] if nested else instance, [1, *size])
+    try:
+        image: UInt8Array = prepare_arrays(pixels, preparation, shape)[0]
+    except DataError as error:
+        raise ImageInvalid(str(error)) from None
     return image
 
 

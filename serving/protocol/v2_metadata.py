@@ -6,6 +6,8 @@ documentation, docs/protocol/extension_*.md.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from pipeline.artifacts.manifests import ModelManifest, TensorSpec
 from serving.protocol.types import DATATYPES, Json
 
@@ -32,6 +34,10 @@ def model_metadata(model: ModelManifest) -> Json:
 
 def model_config(model: ModelManifest, *, max_rows: int) -> Json:
     """Return the answer to GET /v2/models/NAME/config: Triton's ModelConfig as JSON."""
+    image = model.image
+    parameters = {"class_names": ",".join(image.class_names)}
+    # How image files are prepared, which the drawing page needs to know.
+    parameters |= {name: str(value).lower() for name, value in asdict(image.preparation).items()}
     return {
         "name": model.name,
         "platform": "onnxruntime_onnx",
@@ -40,7 +46,7 @@ def model_config(model: ModelManifest, *, max_rows: int) -> Json:
         "input": [_tensor_config(spec) for spec in model.inputs],
         "output": [_tensor_config(spec) for spec in model.outputs],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
-        "parameters": {"class_names": {"string_value": ",".join(model.image.class_names)}},
+        "parameters": {name: {"string_value": value} for name, value in parameters.items()},
     }
 
 

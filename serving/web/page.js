@@ -4,12 +4,15 @@ const SCALE = 10;           // pixels of the pad per pixel of the model's input
 const PEN = 1.8 * SCALE;    // about as thick as the strokes of MNIST
 const STEP = SCALE;         // how far an arrow key moves the pen
 
+const PAPER = { light: "#fff", dark: "#000" };
+
 const pad = document.getElementById("pad");
 const seen = document.getElementById("seen");
 const bars = document.getElementById("bars");
 const answer = document.getElementById("answer");
 const facts = document.getElementById("facts");
 const ink = pad.getContext("2d");
+const ground = document.getElementById("ground");
 
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 const headers = key ? { Authorization: `Bearer ${key}` } : {};   // if the server needs an API key: /#key=KEY
@@ -21,12 +24,15 @@ let keyboard = null;        // the keyboard's pen: its position, and whether it 
 const [model] = await (await fetch("v2/repository/index", { method: "POST", headers })).json();
 const config = await (await fetch(`v2/models/${encodeURIComponent(model.name)}/config`, { headers })).json();
 const [height, width] = config.input[0].dims;
+const setting = name => config.parameters[name].string_value;
+const sendsWhole = setting("fit") === "mass";    // the server finds the ink; otherwise it takes the pixels as they are
+ground.value = setting("invert") === "always" ? "light" : "dark";
 pad.width = width * SCALE;
 pad.height = height * SCALE;
 pad.style.setProperty("--aspect", width / height);
 seen.width = width;
 seen.height = height;
-const rows = new Map(config.parameters.class_names.string_value.split(",").map(name => [name, addBar(name)]));
+const rows = new Map(setting("class_names").split(",").map(name => [name, addBar(name)]));
 clear();
 
 pad.addEventListener("pointerdown", event => {
@@ -47,6 +53,7 @@ pad.addEventListener("keydown", event => {
   event.preventDefault();
 });
 document.getElementById("clear").addEventListener("click", clear);
+ground.addEventListener("change", clear);
 
 function positionOf(event) {
   const box = pad.getBoundingClientRect();
@@ -54,7 +61,7 @@ function positionOf(event) {
 }
 
 function strokeTo(point) {
-  ink.strokeStyle = "#fff";
+  ink.strokeStyle = PAPER[ground.value === "dark" ? "light" : "dark"];
   ink.lineWidth = PEN;
   ink.lineCap = ink.lineJoin = "round";
   ink.beginPath();
@@ -77,7 +84,7 @@ function movePen(right, down, isDown) {
 }
 
 function clear() {
-  ink.fillStyle = "#000";
+  ink.fillStyle = PAPER[ground.value];
   ink.fillRect(0, 0, pad.width, pad.height);
   drawn = changed = false;
   pen = keyboard = null;
@@ -87,12 +94,25 @@ function clear() {
   for (const row of rows.values()) showBar(row, 0, false);
 }
 
+function drawing() {
+  if (sendsWhole) return pad;
+  const small = new OffscreenCanvas(width, height);
+  const context = small.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(pad, 0, 0, width, height);
+  return small;
+}
+
+function toFile(canvas) {
+  return canvas.convertToBlob?.() ?? new Promise(resolve => canvas.toBlob(resolve, "image/png"));
+}
+
 async function send() {
   if (sending) return;
   sending = true;
   while (changed) {
     changed = false;
-    const image = await new Promise(resolve => pad.toBlob(resolve, "image/png"));
+    const image = await toFile(drawing());
     const started = performance.now();
     try {
       const response = await fetch("predict?pixels=true", { method: "POST", headers, body: image });

@@ -132,7 +132,7 @@ def test_a_body_that_is_not_a_v1_request_is_refused(
 
 
 def test_several_images_are_files_of_a_form(client: Client) -> None:
-    big = np.kron(255 - stripe(2), np.ones((20, 20), np.uint8))
+    big = np.pad(np.kron(255 - stripe(2), np.ones((20, 20), np.uint8)), 9, constant_values=255)
     files = [("a", png(stripe(0))), ("b", png(stripe(1))), ("b", png(big))]
     answer = client.post("/predict", files=files).json()
     assert [p["class_name"] for p in answer["predictions"][:2]] == ["left", "middle"]

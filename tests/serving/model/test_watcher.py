@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.artifacts.registry import promote
 from pipeline.artifacts.storage import Storage
-from pipeline.contract import ImageSpec
+from pipeline.contract import AS_IS, ImageSpec
 from pipeline.errors import ArtifactDamaged, ModelRejected
 from serving.config import AppSettings
 from serving.model.watcher import ModelWatcher
@@ -133,3 +134,11 @@ def test_the_error_of_the_newest_version_is_raised_if_none_is_valid(
         publish_not_finite(storage)
     with pytest.raises(error):
         follow(storage)
+
+
+def test_a_version_whose_images_are_prepared_otherwise_is_served(storage: Storage) -> None:
+    publish(storage)
+    watcher = follow(storage)
+    as_is = publish(storage, scale=2.0, image=replace(STRIPES, preparation=AS_IS))
+    poll(watcher)
+    assert watcher.current.model == as_is

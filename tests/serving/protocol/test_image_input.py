@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.arrays import UInt8Array
-from pipeline.contract import ImageSpec
+from pipeline.contract import AS_IS, ImageSpec
 from pipeline.errors import DataError
 from pipeline.images.decode import MAX_PIXELS, PNG, decode_grayscale
 from serving.errors import ImageInvalid, RequestInvalid, UnsupportedMedia
@@ -57,7 +57,7 @@ def test_a_grayscale_png_is_read_unchanged() -> None:
 
 def test_an_interlaced_png_is_read() -> None:
     rows = bytes(64 * 48)
-    large = ImageSpec(height=48, width=64, class_names=("a",))
+    large = ImageSpec(48, 64, ("a",), AS_IS)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 0, 0, 0, 1))
     # The seven passes of Adam7: first column and row, then steps (PNG 1.2, 2.6).
     passes = b"".join(

@@ -109,7 +109,7 @@ def test_colour_is_converted_as_asked_or_refused(tmp_path: Path, axes: tuple[int
     pq.write_table(pa.table({"image": tensors}), tmp_path / "images.parquet")
     refused = open_file(tmp_path).read(0, 6, 0, ())
     assert [row.id for row in refused.rejects] == list(range(6))
-    assert "in colour. Build the dataset with --data.grey" in refused.rejects[0].reason
+    assert "in colour. Make it grey, or build the dataset" in refused.rejects[0].reason
     grey = open_file(tmp_path, preparation=Preparation(fit="none", invert="never", grey=True))
     expected = [np.asarray(Image.fromarray(image).convert("L")) for image in colour]
     np.testing.assert_array_equal(grey.read(0, 6, 0, ()).images, expected)
