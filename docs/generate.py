@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline import errors as pipeline_errors
-from pipeline.__main__ import STAGES
+from pipeline.command_line import STAGES
 from pipeline.artifacts import manifests
 from pipeline.config import Data
 from pipeline.recipes import DESCRIPTIONS, RECIPES, Training

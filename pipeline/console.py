@@ -12,18 +12,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 SECONDS_BETWEEN_LINES = 2
 """Time between two lines of progress if there is no terminal."""
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# Text is printed as it is: a path may hold what rich takes for markup or the name of an emoji.
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def say(text: str) -> None:
     """Print a line about a result."""
-    # A path may hold brackets, which are markup to rich.
-    console.print(text, markup=False)
+    console.print(text)
 
 
 def warn(text: str) -> None:
     """Print a line that must not be overlooked."""
-    console.print(f"WARNING: {text}", style="bold yellow", markup=False)
+    console.print(f"WARNING: {text}", style="bold yellow")
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def progress(title: str, *, total: int) -> Iterator[Callable[[int, str], None]]:
         yield print_update
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[detail]}"),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 import ray
 
+from pipeline import signals
 from pipeline.cluster import ray_hooks
 from pipeline.errors import ResourcesMissing
 
@@ -33,12 +34,9 @@ def connected() -> Iterator[None]:
         yield
         return
     _prepare()
-    handler = signal.getsignal(signal.SIGTERM)
-    _init()
-    if threading.current_thread() is threading.main_thread():
-        # Ray has replaced our handler.
-        signal.signal(signal.SIGTERM, handler)
     try:
+        with _own_handler():
+            _init()
         yield
     finally:
         if not _keep.get():
@@ -58,6 +56,24 @@ def shared() -> Iterator[None]:
             ray.shutdown()
 
 
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces by one that exits with the signal.
+
+    Raise KeyboardInterrupt if the signal comes to Ray's handler.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        signals.ignore_signals()
+        raise KeyboardInterrupt from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _init() -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
@@ -70,14 +86,15 @@ def _init() -> None:
             ) from None
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        # Otherwise Ray joins the cluster that was last started on this machine.
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    with ray_hooks.own_process_group():
+        ray.init(
+            # Otherwise Ray joins the cluster that was last started on this machine.
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
 
 
 def _prepare() -> None:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.metadata import version
+from subprocess import Popen
 from typing import Any
 
 from pipeline.errors import SettingError
@@ -47,6 +50,31 @@ def warn_once(hook: str, reason: str) -> None:
 def quiet_authentication() -> None:
     """Silence Ray's log lines about the token that it was given."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+@contextmanager
+def own_process_group() -> Iterator[None]:
+    """Let the processes of a Ray that starts in the block have a process group of their own.
+
+    A signal to the command's whole group, from a terminal, `timeout` or a service manager, then
+    reaches the command alone, which ends Ray in order. Otherwise it would wait for processes that
+    are gone.
+    """
+    try:
+        from ray._private import services
+
+        popen = services.ConsolePopen
+        if not issubclass(popen, Popen):
+            raise TypeError("services.ConsolePopen is not a Popen")
+    except (ImportError, AttributeError, TypeError) as error:
+        warn_once("own_process_group", str(error))
+        yield
+        return
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def faster_trainer(trainer: type[Any]) -> type[Any]:

@@ -1,0 +1,70 @@
+"""The command line: one subcommand per stage, with flags built from the settings classes.
+
+stdout carries the name of the finished artifact, for the next command; everything else is on
+stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any, Union
+
+import tyro
+
+from pipeline import config
+from pipeline.cluster import environment
+from pipeline.console import console
+from pipeline.contract import VERSION
+from pipeline.errors import UserError
+
+STAGES = (
+    config.Run,
+    config.Preprocess,
+    config.Train,
+    config.Export,
+    config.Evaluate,
+    config.Promote,
+    config.Score,
+    config.Show,
+)
+"""The settings class of each subcommand. To add one: see the docstring of `pipeline`."""
+
+
+def run_stage() -> int:
+    """Run the stage that the command line names, and return the exit code: 0, or 2."""
+    if sys.argv[1:] == ["--version"]:
+        print(VERSION)
+        return 0
+    try:
+        settings = parse()
+        environment.prepare()
+        verb = type(settings).__name__.lower()
+        # Only the module of this stage is imported: some need torch or Ray, which load slowly.
+        stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
+        result = stage(settings)
+    except UserError as error:
+        console.print(f"error: {error}", style="red")
+        return 2
+    artifact = result if isinstance(result, str) else getattr(result, "ref", None)
+    if artifact:
+        print(artifact)
+    return 0
+
+
+def parse(args: list[str] | None = None) -> config.Stage:
+    """Return the settings of the stage that the command line names."""
+    command: Any = Union[  # noqa: UP007
+        tuple(
+            Annotated[stage, tyro.conf.subcommand(stage.__name__.lower(), prefix_name=False)]
+            for stage in STAGES
+        )
+    ]
+    settings: config.Stage = tyro.cli(
+        command,
+        args=args,
+        prog="python -m pipeline",
+        description="Raw digit images in; a trained, checked, served and batch-scored model out.",
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )
+    return settings
