@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline import errors as pipeline_errors
-from pipeline.command_line import STAGES
 from pipeline.artifacts import manifests
+from pipeline.command_line import STAGES
 from pipeline.config import Data
 from pipeline.recipes import DESCRIPTIONS, RECIPES, Training
 from serving import errors as serving_errors

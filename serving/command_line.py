@@ -22,10 +22,14 @@ from pipeline.errors import ResourcesMissing, SettingError, UserError
 from serving import ray_hooks
 from serving.config import AppSettings, ServerSettings, checked
 from serving.ingress.ports import free_ports
+from serving.ingress.rules import MAX_CONNECTIONS
 
 APP_NAME = "default"
 
 READY_TIMEOUT_S = 60
+
+MIN_FILES = 2 * MAX_CONNECTIONS + 1024
+"""Files that HAProxy opens: two for each connection, and about 540 others."""
 
 
 def run_server() -> int:
@@ -38,7 +42,7 @@ def run_server() -> int:
         return 0
     try:
         settings = tyro.cli(ServerSettings, prog="python -m serving")
-        environment.prepare()
+        environment.prepare(min_files=MIN_FILES)
         serve_until_stopped(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

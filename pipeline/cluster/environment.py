@@ -20,23 +20,24 @@ MAX_FOLDER_BYTES = 39
 bytes, and Linux allows 107 bytes for the path of a socket."""
 
 MIN_FILES = 128
-"""Files that a process of a local Ray opens at two CPUs, rounded up."""
+"""Files that a process of a local Ray opens, rounded up."""
 
 FILES_PER_CPU = 4
-"""Files that Ray opens for each further CPU, rounded up."""
+"""Files that a process of Ray opens for each CPU, rounded up."""
 
 
-def prepare() -> None:
-    """Reach loopback without a proxy, and see that a home, temporary files and open files are had.
+def prepare(*, min_files: int = 0) -> None:
+    """Reach loopback without a proxy, and check the home, temporary folder and limit of open files.
 
-    Raise SettingError or ResourcesMissing for what cannot be mended.
+    `min_files` is for a command that opens more files than Ray does. Raise SettingError or
+    ResourcesMissing for what cannot be mended.
     """
     _bypass_proxies()
     _require_home()
     # Whoever started a cluster has chosen its folders and limits.
     if not os.environ.get("RAY_ADDRESS"):
         _choose_temporary_folder()
-        _require_open_files()
+        _require_open_files(min_files)
 
 
 def _bypass_proxies() -> None:
@@ -100,15 +101,15 @@ def _problem(folder: str) -> str:
     return ""
 
 
-def _require_open_files() -> None:
-    """Raise ResourcesMissing if the hard limit of open files is too low for a local Ray.
+def _require_open_files(min_files: int) -> None:
+    """Raise ResourcesMissing if the hard limit of open files is too low.
 
     Ray itself raises the soft limit to the hard one.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = MIN_FILES + FILES_PER_CPU * (os.cpu_count() or 1)
+    needed = max(min_files, MIN_FILES + FILES_PER_CPU * (os.cpu_count() or 1))
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise ResourcesMissing(
-            f"This process may open {hard} files (ulimit -Hn), but Ray needs {needed} on this "
+            f"A process may open {hard} files (ulimit -Hn), but {needed} are needed on this "
             "machine. Raise the hard limit."
         )

@@ -61,8 +61,9 @@ def own_process_group() -> Iterator[None]:
     are gone.
     """
     try:
-        from ray._private import services
+        import ray._private.services
 
+        services: Any = ray._private.services
         popen = services.ConsolePopen
         if not issubclass(popen, Popen):
             raise TypeError("services.ConsolePopen is not a Popen")
