@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from pipeline import environment
+from pipeline.errors import UserError
 from pipeline.signals import INTERRUPTED, interrupt_on_signals
 
 
@@ -15,13 +17,20 @@ def main() -> int:
     """Run one stage and return the exit code."""
     interrupt_on_signals()
     try:
+        environment.prepare()
         # These imports take a second, in which a signal must find its handler set.
         from pipeline.command_line import run_stage
 
-        return run_stage()
+        run_stage()
+    except UserError as error:
+        from pipeline.console import console
+
+        console.print(f"error: {error}", style="red")
+        return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":

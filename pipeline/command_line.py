@@ -13,10 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from pipeline import config
-from pipeline.cluster import environment
-from pipeline.console import console
 from pipeline.contract import VERSION
-from pipeline.errors import UserError
 
 STAGES = (
     config.Run,
@@ -31,25 +28,19 @@ STAGES = (
 """The settings class of each subcommand. To add one: see the docstring of `pipeline`."""
 
 
-def run_stage() -> int:
-    """Run the stage that the command line names, and return the exit code: 0, or 2."""
+def run_stage() -> None:
+    """Run the stage that the command line names, and print the name of its artifact."""
     if sys.argv[1:] == ["--version"]:
         print(VERSION)
-        return 0
-    try:
-        settings = parse()
-        environment.prepare()
-        verb = type(settings).__name__.lower()
-        # Only the module of this stage is imported: some need torch or Ray, which load slowly.
-        stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
-        result = stage(settings)
-    except UserError as error:
-        console.print(f"error: {error}", style="red")
-        return 2
+        return
+    settings = parse()
+    verb = type(settings).__name__.lower()
+    # Only the module of this stage is imported: some need torch or Ray, which load slowly.
+    stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
+    result = stage(settings)
     artifact = result if isinstance(result, str) else getattr(result, "ref", None)
     if artifact:
         print(artifact)
-    return 0
 
 
 def parse(args: list[str] | None = None) -> config.Stage:

@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import sys
 
+from pipeline import environment
+from pipeline.errors import UserError
 from pipeline.signals import INTERRUPTED, interrupt_on_signals
+from serving.ingress.rules import MAX_CONNECTIONS
+
+MIN_FILES = 2 * MAX_CONNECTIONS + 1024
+"""Files that HAProxy opens: two for each connection, and about 540 others."""
 
 
 def main() -> int:
     """Serve until a signal, and return the exit code."""
     interrupt_on_signals()
     try:
+        environment.prepare(min_files=MIN_FILES)
         # These imports take a second, in which a signal must find its handler set.
         from serving.command_line import run_server
 
-        return run_server()
+        run_server()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted before the server was ready", file=sys.stderr)
         return INTERRUPTED
+    return 0
 
 
 if __name__ == "__main__":

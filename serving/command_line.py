@@ -16,38 +16,26 @@ import tyro
 
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
-from pipeline.cluster import environment
 from pipeline.contract import VERSION
-from pipeline.errors import ResourcesMissing, SettingError, UserError
+from pipeline.errors import ResourcesMissing, SettingError
 from serving import ray_hooks
 from serving.config import AppSettings, ServerSettings, checked
 from serving.ingress.ports import free_ports
-from serving.ingress.rules import MAX_CONNECTIONS
 
 APP_NAME = "default"
 
 READY_TIMEOUT_S = 60
 
-MIN_FILES = 2 * MAX_CONNECTIONS + 1024
-"""Files that HAProxy opens: two for each connection, and about 540 others."""
 
-
-def run_server() -> int:
-    """Run the command line and return its exit code: 0, or 2.
+def run_server() -> None:
+    """Run the command line.
 
     Raise KeyboardInterrupt if a signal comes before the server is ready.
     """
     if sys.argv[1:] == ["--version"]:
         print(VERSION)
-        return 0
-    try:
-        settings = tyro.cli(ServerSettings, prog="python -m serving")
-        environment.prepare(min_files=MIN_FILES)
-        serve_until_stopped(settings)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return
+    serve_until_stopped(tyro.cli(ServerSettings, prog="python -m serving"))
 
 
 def serve_until_stopped(settings: ServerSettings) -> None:

@@ -1,6 +1,6 @@
 """Ray: a connection to it, what it must have, and what is used of its private parts.
 
 Every stage that needs Ray starts here, and so does the server. Modules in reading order:
-`environment` (folders, limits and proxies), `connection` (start or join), `resources` (CPUs, GPUs,
-files that all nodes see), `ray_hooks` (private parts).
+`connection` (start or join), `resources` (CPUs, GPUs, files that all nodes see), `ray_hooks`
+(private parts).
 """

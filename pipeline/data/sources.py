@@ -32,7 +32,7 @@ from pipeline.data.folders import (
 from pipeline.data.layout import SPLITS, data_files
 from pipeline.data.readers import idx_format
 from pipeline.data.readers.rows import LabelledReader, Rows, require_one_shape
-from pipeline.errors import DataError, SettingError, SourceUnreachable
+from pipeline.errors import DataError, SettingError, SourceUnreachable, StorageError
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,13 @@ def open_source(data: Data) -> Source:
     if data.source:
         url_digest = hashlib.sha256(data.source.encode()).hexdigest()[:12]
         folder = cache / f"{data.name}-{url_digest}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The download cache {folder} cannot be written: {error.strerror}. Give another one "
+            "with --data.cache, or set HOME."
+        ) from None
     try:
         with Storage(str(folder)).locked(".lock", wait=True):
             _download(data, profile, folder)

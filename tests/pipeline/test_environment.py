@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import environment
+from pipeline import environment
 from pipeline.errors import ResourcesMissing, SettingError
 
 

@@ -1,6 +1,6 @@
 """Mend, at the start of a command, what its environment gives to it and the processes it starts.
 
-Ray is not imported here: it reads its environment then.
+It is for before other imports: Ray and onnxruntime read the environment when they are imported.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ FILES_PER_CPU = 4
 
 
 def prepare(*, min_files: int = 0) -> None:
-    """Reach loopback without a proxy, and check the home, temporary folder and limit of open files.
+    """Bypass proxies on loopback, and check the home, the temporary folder and the open files.
 
     `min_files` is for a command that opens more files than Ray does. Raise SettingError or
     ResourcesMissing for what cannot be mended.
     """
+    # Otherwise onnxruntime sends usage statistics, and complains if it has no home to note its ID.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     _bypass_proxies()
     _require_home()
     # Whoever started a cluster has chosen its folders and limits.
