@@ -10,13 +10,13 @@ import sys
 
 from pipeline import environment
 from pipeline.errors import UserError
-from pipeline.signals import INTERRUPTED, interrupt_on_signals
+from pipeline.signals import INTERRUPTED, ignore_signals, interrupt_on_signals
 
 
 def main() -> int:
     """Run one stage and return the exit code."""
-    interrupt_on_signals()
     try:
+        interrupt_on_signals()
         environment.prepare()
         # These imports take a second, in which a signal must find its handler set.
         from pipeline.command_line import run_stage
@@ -30,6 +30,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        # A signal while Python ends would print a trace.
+        ignore_signals()
     return 0
 
 

@@ -11,7 +11,7 @@ import sys
 
 from pipeline import environment
 from pipeline.errors import UserError
-from pipeline.signals import INTERRUPTED, interrupt_on_signals
+from pipeline.signals import INTERRUPTED, ignore_signals, interrupt_on_signals
 from serving.ingress.rules import MAX_CONNECTIONS
 
 MIN_FILES = 2 * MAX_CONNECTIONS + 1024
@@ -20,8 +20,8 @@ MIN_FILES = 2 * MAX_CONNECTIONS + 1024
 
 def main() -> int:
     """Serve until a signal, and return the exit code."""
-    interrupt_on_signals()
     try:
+        interrupt_on_signals()
         environment.prepare(min_files=MIN_FILES)
         # These imports take a second, in which a signal must find its handler set.
         from serving.command_line import run_server
@@ -33,6 +33,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted before the server was ready", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        # A signal while Python ends would print a trace.
+        ignore_signals()
     return 0
 
 

@@ -131,9 +131,13 @@ def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     flags: tuple[object, ...], tmp_path: Path
 ) -> None:
     dataset = pipeline("preprocess", "--root", tmp_path, *flags).run().stdout.strip()
-    # No GPU of this machine is shown to torch.
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-    command = Command(sys.executable, "-c", GPU_SCRIPT, tmp_path, dataset, env=hidden)
+    env = {
+        # torch sees a GPU that no machine has, and Ray does not change that.
+        "CUDA_VISIBLE_DEVICES": "99",
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+        "RAY_AUTH_TOKEN": "0" * 64,
+    }
+    command = Command(sys.executable, "-c", GPU_SCRIPT, tmp_path, dataset, env=env)
     completed = command.run()
     assert completed.returncode == 0, completed.stderr
     error, device = completed.stdout.splitlines()
