@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import sys
 
-from pipeline import environment
+from pipeline import environment, signals
 from pipeline.errors import UserError
-from pipeline.signals import INTERRUPTED, ignore_signals, interrupt_on_signals
+
+INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main() -> int:
     """Run one stage and return the exit code."""
+    signals.exit_on_signals(INTERRUPTED)
     try:
-        interrupt_on_signals()
         environment.prepare()
-        # These imports take a second, in which a signal must find its handler set.
+        # Imports take a second; the signals and the environment come before them.
         from pipeline.command_line import run_stage
 
         run_stage()
-    except UserError as error:
+    except BaseException as error:
+        if signals.interrupted():
+            print(INTERRUPTED, file=sys.stderr)
+            return signals.EXIT_CODE
+        if not isinstance(error, UserError):
+            raise
         from pipeline.console import console
 
         console.print(f"error: {error}", style="red")
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return INTERRUPTED
     finally:
-        # A signal while Python ends would print a trace.
-        ignore_signals()
+        signals.ignore_signals()
     return 0
 
 

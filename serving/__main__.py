@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from pipeline import environment
+from pipeline import environment, signals
 from pipeline.errors import UserError
-from pipeline.signals import INTERRUPTED, ignore_signals, interrupt_on_signals
 from serving.ingress.rules import MAX_CONNECTIONS
+
+INTERRUPTED = "interrupted before the server was ready"
 
 MIN_FILES = 2 * MAX_CONNECTIONS + 1024
 """Files that HAProxy opens: two for each connection, and about 540 others."""
@@ -20,22 +21,23 @@ MIN_FILES = 2 * MAX_CONNECTIONS + 1024
 
 def main() -> int:
     """Serve until a signal, and return the exit code."""
+    signals.exit_on_signals(INTERRUPTED)
     try:
-        interrupt_on_signals()
         environment.prepare(min_files=MIN_FILES)
-        # These imports take a second, in which a signal must find its handler set.
+        # Imports take a second; the signals and the environment come before them.
         from serving.command_line import run_server
 
         run_server()
-    except UserError as error:
+    except BaseException as error:
+        if signals.interrupted():
+            print(INTERRUPTED, file=sys.stderr)
+            return signals.EXIT_CODE
+        if not isinstance(error, UserError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted before the server was ready", file=sys.stderr)
-        return INTERRUPTED
     finally:
-        # A signal while Python ends would print a trace.
-        ignore_signals()
+        signals.ignore_signals()
     return 0
 
 

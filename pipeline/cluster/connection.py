@@ -68,8 +68,7 @@ def _own_handler() -> Iterator[None]:
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        signals.ignore_signals()
-        raise KeyboardInterrupt from None
+        signals.interrupt()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_ctrl_c_during_the_start_is_one_line(command: Command, tmp_path: Path) -
     moments = random.Random(0)
     for _ in range(5):
         with command.started(stderr=subprocess.PIPE) as process:
-            wait_for(lambda process=process: has_handler(process.pid), timeout_s=10)
+            wait_for(partial(has_handler, process.pid), timeout_s=10)
             time.sleep(moments.uniform(0, 0.6))
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=END_S)
@@ -89,11 +90,10 @@ def test_a_command_that_waits_in_a_library_ends_all_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize(("kind", "group"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_signal_in_the_middle_of_a_stage_ends_the_run_and_all_its_processes(
-    stage: str, group: bool, kind: signal.Signals, tmp_path: Path
+    stage: str, kind: signal.Signals, group: bool, tmp_path: Path
 ) -> None:
     source = write_source(tmp_path / "source")
     command = pipeline(
