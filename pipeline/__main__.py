@@ -16,17 +16,16 @@ INTERRUPTED = "interrupted; run the same command again to continue"
 
 def main() -> int:
     """Run one stage and return the exit code."""
-    signals.exit_on_signals(INTERRUPTED)
     try:
+        signals.interrupt_on_signals()
         environment.prepare()
-        # Imports take a second; the signals and the environment come before them.
+        # Imports take a second. Signals and the environment come before them.
         from pipeline.command_line import run_stage
 
         run_stage()
     except BaseException as error:
         if signals.interrupted():
-            print(INTERRUPTED, file=sys.stderr)
-            return signals.EXIT_CODE
+            signals.leave(INTERRUPTED)
         if not isinstance(error, UserError):
             raise
         from pipeline.console import console

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from pipeline import config, signals
+from pipeline import config
 from pipeline.contract import VERSION
 
 STAGES = (
@@ -37,7 +37,6 @@ def run_stage() -> None:
     verb = type(settings).__name__.lower()
     # Only the module of this stage is imported: some need torch or Ray, which load slowly.
     stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
-    signals.interrupt_on_signals()
     result = stage(settings)
     artifact = result if isinstance(result, str) else getattr(result, "ref", None)
     if artifact:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from types import FrameType
 from typing import NoReturn
 
 EXIT_CODE = 130
@@ -15,25 +17,11 @@ EXIT_CODE = 130
 STOP_TIMEOUT_S = 20
 """Time for an interrupted command to end what it started."""
 
+IMPORT_POLL_S = 0.05
+
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 _interrupted = threading.Event()
-
-
-def exit_on_signals(message: str) -> None:
-    """Let SIGINT and SIGTERM end the process at once, with a line on stderr.
-
-    This is for the imports at the start of a command, when there is nothing to end. An exception in
-    the midst of an import crashes some libraries, and others take it for an error of their own.
-    """
-
-    def leave(*_: object) -> NoReturn:
-        os.write(2, f"{message}\n".encode())
-        os._exit(EXIT_CODE)
-
-    # SIGINT as well: a shell without job control starts background commands with it ignored.
-    for number in _NUMBERS:
-        signal.signal(number, leave)
 
 
 def interrupt_on_signals() -> None:
@@ -46,34 +34,59 @@ def interrupt_on_signals() -> None:
     sender.setblocking(False)
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_exit_in_time, args=(receiver, sender), daemon=True).start()
+    # SIGINT as well: a shell without job control starts background commands with it ignored.
     for number in _NUMBERS:
         signal.signal(number, interrupt)
 
 
-def interrupt(*_: object) -> NoReturn:
-    """Raise KeyboardInterrupt, and ignore further signals."""
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt and ignore further signals; during an import, when that is over.
+
+    An exception in the midst of an import crashes some libraries, and others take it for an error
+    of their own.
+    """
+    if _imports(frame):
+        again = threading.Timer(IMPORT_POLL_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return
     _interrupted.set()
     ignore_signals()
     raise KeyboardInterrupt
 
 
 def interrupted() -> bool:
-    """Return whether a signal has interrupted this process.
-
-    Libraries may turn the exception into others.
-    """
+    """Return whether KeyboardInterrupt was raised; a library may have turned it into another."""
     return _interrupted.is_set()
 
 
 def ignore_signals() -> None:
-    """Ignore signals while the process ends: an exception then would print a trace."""
+    """Ignore signals from now on."""
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave(message: str) -> NoReturn:
+    """End the interrupted process with a line on stderr.
+
+    Python's own end is left out: it crashes if a thread is in the midst of an import.
+    """
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _exit_in_time(receiver: socket.socket, _sender: socket.socket) -> None:
     while receiver.recv(1)[0] not in _NUMBERS:
         pass
     time.sleep(STOP_TIMEOUT_S)
-    os.write(2, f"interrupted; it did not end by itself within {STOP_TIMEOUT_S} s\n".encode())
-    os._exit(EXIT_CODE)
+    leave(f"interrupted; it did not end by itself within {STOP_TIMEOUT_S} s")

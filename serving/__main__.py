@@ -21,17 +21,16 @@ MIN_FILES = 2 * MAX_CONNECTIONS + 1024
 
 def main() -> int:
     """Serve until a signal, and return the exit code."""
-    signals.exit_on_signals(INTERRUPTED)
     try:
+        signals.interrupt_on_signals()
         environment.prepare(min_files=MIN_FILES)
-        # Imports take a second; the signals and the environment come before them.
+        # Imports take a second. Signals and the environment come before them.
         from serving.command_line import run_server
 
         run_server()
     except BaseException as error:
         if signals.interrupted():
-            print(INTERRUPTED, file=sys.stderr)
-            return signals.EXIT_CODE
+            signals.leave(INTERRUPTED)
         if not isinstance(error, UserError):
             raise
         print(f"error: {error}", file=sys.stderr)

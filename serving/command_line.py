@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from tempfile import gettempdir
-from uuid import uuid4
+from tempfile import TemporaryDirectory
 
 import httpx
 import tyro
 
-from pipeline import signals
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import VERSION
@@ -51,33 +47,21 @@ def serve_until_stopped(settings: ServerSettings) -> None:
     if grpc_port is not None:
         grpc_port = grpc_port or free_grpc
         _require_free(settings.host, grpc_port)
-    folder = Path(gettempdir(), f"serving-{uuid4().hex[:8]}")
-    # Who started a cluster has decided how it serves: its environment is set already.
-    if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
-        environment = ray_hooks.ingress_environment(
-            folder,
-            inner,
-            max_body_bytes=app_settings.max_body_bytes,
-            num_replicas=app_settings.num_replicas,
-        )
-        for name, value in environment.items():
-            os.environ.setdefault(name, value)
-    _serve(app_settings, folder, settings.host, port, grpc_port)
+    with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
+        # Who started a cluster has decided how it serves: its environment is set already.
+        if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
+            environment = ray_hooks.ingress_environment(
+                Path(folder),
+                inner,
+                max_body_bytes=app_settings.max_body_bytes,
+                num_replicas=app_settings.num_replicas,
+            )
+            for name, value in environment.items():
+                os.environ.setdefault(name, value)
+        _serve(app_settings, settings.host, port, grpc_port)
 
 
-@contextmanager
-def _private(folder: Path) -> Iterator[None]:
-    """Make the folder for HAProxy's files, and delete it after the block."""
-    folder.mkdir(mode=0o700)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _serve(
-    settings: AppSettings, folder: Path, host: str, port: int, grpc_port: int | None
-) -> None:
+def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -> None:
     # Ray reads its environment when it is imported. It also takes two seconds, for which neither
     # --help nor a wrong setting should wait.
     from ray import serve
@@ -87,8 +71,7 @@ def _serve(
     from serving.grpc.service import SERVICER
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    signals.interrupt_on_signals()
-    with _private(folder), connection.connected():
+    with connection.connected():
         resources.require(cpus=settings.num_replicas)
         if serve.status().proxies:
             raise SettingError(

@@ -40,7 +40,7 @@ def connected() -> Iterator[None]:
         yield
     finally:
         if not _keep.get():
-            ray.shutdown()
+            _shutdown()
 
 
 @contextmanager
@@ -53,14 +53,14 @@ def shared() -> Iterator[None]:
     finally:
         _keep.reset(token)
         if not before:
-            ray.shutdown()
+            _shutdown()
 
 
 @contextmanager
 def _own_handler() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces by one that exits with the signal.
+    """Restore the handler of SIGTERM, which Ray replaces by its own, and removes when it ends.
 
-    Raise KeyboardInterrupt if the signal comes to Ray's handler.
+    Raise KeyboardInterrupt if the signal comes to Ray's handler, which exits.
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -68,9 +68,10 @@ def _own_handler() -> Iterator[None]:
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        signals.interrupt()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        signals.interrupt(signal.SIGTERM, None)
+    finally:
+        if threading.current_thread() is threading.main_thread() and not signals.interrupted():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _init() -> None:
@@ -94,6 +95,11 @@ def _init() -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
+
+
+def _shutdown() -> None:
+    with _own_handler():
+        ray.shutdown()
 
 
 def _prepare() -> None:
