@@ -15,27 +15,22 @@ INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main() -> int:
-    """Run one stage and return the exit code."""
+    """Run one stage and return the exit code. Raise KeyboardInterrupt if it is interrupted."""
     try:
-        signals.interrupt_on_signals()
         environment.prepare()
         # Imports take a second. Signals and the environment come before them.
         from pipeline.command_line import run_stage
 
         run_stage()
-    except BaseException as error:
+    except UserError as error:
         if signals.interrupted():
-            signals.leave(INTERRUPTED)
-        if not isinstance(error, UserError):
             raise
         from pipeline.console import console
 
         console.print(f"error: {error}", style="red")
         return 2
-    finally:
-        signals.ignore_signals()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.run(main, INTERRUPTED))

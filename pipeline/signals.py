@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -24,11 +25,29 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _interrupted = threading.Event()
 
 
-def interrupt_on_signals() -> None:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt, and ignore later ones.
+def run(command: Callable[[], int], message: str) -> int:
+    """Run a command, and return its exit code.
+
+    The first SIGINT or SIGTERM raises KeyboardInterrupt in it, and later ones are ignored. If it
+    does not catch that, the process ends with the message on stderr and EXIT_CODE.
+    """
+    try:
+        _watch()
+        code = command()
+        # A signal while Python ends would print a trace.
+        _ignore()
+    except BaseException:
+        if not interrupted():
+            raise
+        _leave(message)
+    return code
+
+
+def _watch() -> None:
+    """Let `interrupt` handle the signals, and a thread end the process STOP_TIMEOUT_S after one.
 
     Python calls a handler only when the call under way returns, and a library may wait in C for
-    minutes. So a thread learns of the signal too, and ends the process STOP_TIMEOUT_S later.
+    minutes.
     """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
@@ -51,7 +70,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
         again.start()
         return
     _interrupted.set()
-    ignore_signals()
+    _ignore()
     raise KeyboardInterrupt
 
 
@@ -60,13 +79,12 @@ def interrupted() -> bool:
     return _interrupted.is_set()
 
 
-def ignore_signals() -> None:
-    """Ignore signals from now on."""
+def _ignore() -> None:
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def leave(message: str) -> NoReturn:
+def _leave(message: str) -> NoReturn:
     """End the interrupted process with a line on stderr.
 
     Python's own end is left out: it crashes if a thread is in the midst of an import.
@@ -89,4 +107,4 @@ def _exit_in_time(receiver: socket.socket, _sender: socket.socket) -> None:
     while receiver.recv(1)[0] not in _NUMBERS:
         pass
     time.sleep(STOP_TIMEOUT_S)
-    leave(f"interrupted; it did not end by itself within {STOP_TIMEOUT_S} s")
+    _leave(f"interrupted; it did not end by itself within {STOP_TIMEOUT_S} s")

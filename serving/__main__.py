@@ -20,25 +20,23 @@ MIN_FILES = 2 * MAX_CONNECTIONS + 1024
 
 
 def main() -> int:
-    """Serve until a signal, and return the exit code."""
+    """Serve until a signal, and return the exit code.
+
+    Raise KeyboardInterrupt if a signal comes before the server is ready.
+    """
     try:
-        signals.interrupt_on_signals()
         environment.prepare(min_files=MIN_FILES)
         # Imports take a second. Signals and the environment come before them.
         from serving.command_line import run_server
 
         run_server()
-    except BaseException as error:
+    except UserError as error:
         if signals.interrupted():
-            signals.leave(INTERRUPTED)
-        if not isinstance(error, UserError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        signals.ignore_signals()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.run(main, INTERRUPTED))

@@ -66,15 +66,17 @@ def test_ctrl_c_during_the_start_is_one_line(command: Command, tmp_path: Path) -
 
 DEAF = """
 import ctypes
-from pipeline.signals import interrupt_on_signals
+from pipeline import signals
 
-interrupt_on_signals()
-libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-libc.pthread_mutex_lock(mutex)
-try:
-    print("ready", flush=True)
-finally:
+def wait():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     libc.pthread_mutex_lock(mutex)
+    try:
+        print("ready", flush=True)
+    finally:
+        libc.pthread_mutex_lock(mutex)
+
+signals.run(wait, "")
 """
 
 
