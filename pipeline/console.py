@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 SECONDS_BETWEEN_LINES = 2
 """Time between two lines of progress if there is no terminal."""
 
-# Text is printed as it is: a path may hold what rich takes for markup or the name of an emoji.
+# A path may hold brackets or colons, which are markup or emoji to rich.
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 

@@ -18,7 +18,7 @@ EXIT_CODE = 130
 STOP_TIMEOUT_S = 20
 """Time for an interrupted command to end what it started."""
 
-IMPORT_POLL_S = 0.05
+IMPORT_POLL_S = 0.01
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
