@@ -1,4 +1,4 @@
-"""Mend, at the start of a command, what its environment gives to it and the processes it starts.
+"""The environment of a command and of the processes that it starts: checked, and put right.
 
 It is for before other imports: Ray and onnxruntime read the environment when they are imported.
 """
@@ -27,10 +27,10 @@ FILES_PER_CPU = 4
 
 
 def prepare(*, min_files: int = 0) -> None:
-    """Bypass proxies on loopback, and check the home, the temporary folder and the open files.
+    """Bypass proxies on loopback; check the home, the temporary folder and the open files.
 
     `min_files` is for a command that opens more files than Ray does. Raise SettingError or
-    ResourcesMissing for what cannot be mended.
+    ResourcesMissing if something is missing.
     """
     # Otherwise onnxruntime sends usage statistics, and complains if it has no home to note its ID.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -65,9 +65,9 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     of their own.
     """
     if _imports(frame):
-        again = threading.Timer(IMPORT_POLL_S, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        timer = threading.Timer(IMPORT_POLL_S, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
         return
     _interrupted.set()
     _ignore()

@@ -1,4 +1,4 @@
-"""What the environment of a command lacks is mended, or is an error that names the variable."""
+"""A poor environment is put right, or is an error that names the variable."""
 
 from __future__ import annotations
 
