@@ -23,6 +23,7 @@ def main() -> int:
 
         run_stage()
     except UserError as error:
+        signals.ignore()
         if signals.interrupted():
             raise
         from pipeline.console import console

@@ -35,7 +35,7 @@ def run(command: Callable[[], int], message: str) -> int:
         _watch()
         code = command()
         # A signal while Python ends would print a trace.
-        _ignore()
+        ignore()
     except BaseException:
         if not interrupted():
             raise
@@ -70,7 +70,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
         timer.start()
         return
     _interrupted.set()
-    _ignore()
+    ignore()
     raise KeyboardInterrupt
 
 
@@ -79,7 +79,8 @@ def interrupted() -> bool:
     return _interrupted.is_set()
 
 
-def _ignore() -> None:
+def ignore() -> None:
+    """Ignore signals from now on: the command is at its end."""
     for number in _NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -31,6 +31,7 @@ def main() -> int:
 
         run_server()
     except UserError as error:
+        signals.ignore()
         if signals.interrupted():
             raise
         print(f"error: {error}", file=sys.stderr)
