@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline import errors as pipeline_errors
-from pipeline.__main__ import STAGES
 from pipeline.artifacts import manifests
+from pipeline.command_line import STAGES
 from pipeline.config import Data
 from pipeline.recipes import DESCRIPTIONS, RECIPES, Training
 from serving import errors as serving_errors
@@ -45,6 +45,16 @@ ENVIRONMENT = {
     "PIPELINE_MAX_BODY_BYTES": "Set by `python -m serving`: the bound of a body, for HAProxy.",
     "RAY_ADDRESS": "GCS address of a Ray cluster to join. Without it a local Ray is started.",
     "RAY_AUTH_TOKEN": "Token of the Ray cluster. A local Ray gets a random one.",
+    "RAY_TMPDIR, TMPDIR": (
+        "Folder of Ray's sockets and logs, of at most 39 bytes. If it cannot be used, `/tmp` is, "
+        "with a warning."
+    ),
+    "HOME": "Needed. It holds the download cache, unless `--data.cache` is given.",
+    "http_proxy, https_proxy, all_proxy": (
+        "Proxies of downloads, in small or capital letters. Loopback is always asked directly."
+    ),
+    "ORT_DISABLE_TELEMETRY": "Set to 1 if it is not set: onnxruntime sends no usage statistics.",
+    "RAY_USAGE_STATS_ENABLED": "Set to 0 if it is not set: Ray sends no usage statistics.",
 }
 
 

@@ -10,9 +10,10 @@ Packages, from the top of the data flow to the bottom. A package imports only fr
     cluster       the connection to Ray, and the resources of its nodes
     images        decoding of PNG and JPEG, and normalization to the model's input
     artifacts     storage, manifests, the commit protocol, the registry of models
-    root modules  settings and recipes, the tensor contract, array types, errors, console
+    root modules  settings and recipes, the tensor contract, array types, errors, console, and
+                  what a command needs of its environment and does at a signal
 
 A stage is one verb, one thin module in `pipeline/stages`, one command, and one settings class in
 `config.py`. To add one: write the settings class `Verb` (a subclass of `Stage`), list it in
-`STAGES` of `__main__.py`, and write `verb(settings)` in `pipeline/stages/verb.py`.
+`STAGES` of `command_line.py`, and write `verb(settings)` in `pipeline/stages/verb.py`.
 """

@@ -1,84 +1,37 @@
-"""The command line: one subcommand per stage, with flags built from the settings classes.
+"""`python -m pipeline`: run the command line, and end it in one line if it is interrupted.
 
-stdout carries the name of the finished artifact, for the next command; everything else is on
-stderr. Exit codes: 0, success; 1, a bug, with its traceback; 2, an error that the user can fix,
-in one line; 130, interrupted.
+Exit codes: 0, success; 1, a bug, with its traceback; 2, an error that the user can fix, in one
+line; 130, interrupted.
 """
 
 from __future__ import annotations
 
-import importlib
-import signal
 import sys
-from typing import Annotated, Any, Union
 
-import tyro
-
-from pipeline import config
-from pipeline.console import console
-from pipeline.contract import VERSION
+from pipeline import environment, signals
 from pipeline.errors import UserError
 
-STAGES = (
-    config.Run,
-    config.Preprocess,
-    config.Train,
-    config.Export,
-    config.Evaluate,
-    config.Promote,
-    config.Score,
-    config.Show,
-)
-"""The settings class of each subcommand. To add one: see the docstring of `pipeline`."""
+INTERRUPTED = "interrupted; run the same command again to continue"
 
 
 def main() -> int:
-    """Parse the command line, run one stage, and return the exit code."""
-    # SIGINT as well: a shell without job control starts background commands with it ignored.
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, _interrupt)
-    if sys.argv[1:] == ["--version"]:
-        print(VERSION)
-        return 0
+    """Run one stage and return the exit code. Raise KeyboardInterrupt if it is interrupted."""
     try:
-        settings = parse()
-        verb = type(settings).__name__.lower()
-        # Only the module of this stage is imported: some need torch or Ray, which load slowly.
-        stage = getattr(importlib.import_module(f"pipeline.stages.{verb}"), verb)
-        result = stage(settings)
+        environment.prepare()
+        # Imports take a second. Signals and the environment come before them.
+        from pipeline.command_line import run_stage
+
+        run_stage()
     except UserError as error:
+        signals.ignore()
+        if signals.interrupted():
+            raise
+        from pipeline.console import console
+
         console.print(f"error: {error}", style="red")
         return 2
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to continue")
-        return 130
-    artifact = result if isinstance(result, str) else getattr(result, "ref", None)
-    if artifact:
-        print(artifact)
     return 0
 
 
-def parse(args: list[str] | None = None) -> config.Stage:
-    """Return the settings of the stage that the command line names."""
-    command: Any = Union[  # noqa: UP007
-        tuple(
-            Annotated[stage, tyro.conf.subcommand(stage.__name__.lower(), prefix_name=False)]
-            for stage in STAGES
-        )
-    ]
-    settings: config.Stage = tyro.cli(
-        command,
-        args=args,
-        prog="python -m pipeline",
-        description="Raw digit images in; a trained, checked, served and batch-scored model out.",
-        config=(tyro.conf.CascadeSubcommandArgs,),
-    )
-    return settings
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.run(main, INTERRUPTED))

@@ -7,7 +7,7 @@ Packages, in the order in which a request flows through them:
     protocol      V2 (Open Inference Protocol), V1, image files: from a body to an array, and back
     model         the loaded version, batching, metrics
 
-`web` holds the files of the drawing page. Imports go one way: `__main__` > `app` > `http`, `grpc` >
-`model`, `protocol` > the root modules. Of `pipeline`, only artifacts, cluster, images,
+`web` holds the files of the drawing page. Imports go one way: `command_line` > `app` > `http`,
+`grpc` > `model`, `protocol` > the root modules. Of `pipeline`, only artifacts, cluster, images,
 models.predictor and the root modules are imported, and never torch.
 """

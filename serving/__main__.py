@@ -1,175 +1,43 @@
 """`python -m serving`: serve a model over HTTP on this machine, until Ctrl-C or SIGTERM.
 
-Prints one line on stdout when the server answers: serving NAME/VERSION at URL. Exits with 0 when it
-was asked to stop, and with 2 and one line on stderr for what a user can fix.
+Prints one line on stdout when the server answers: serving NAME/VERSION at URL. Exit codes: 0, it
+was asked to stop; 2, an error that the user can fix, in one line on stderr; 130, it was interrupted
+before it was ready.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import socket
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import FrameType
 
-import httpx
-import tyro
+from pipeline import environment, signals
+from pipeline.errors import UserError
+from serving.ingress.rules import MAX_CONNECTIONS
 
-from pipeline.artifacts.registry import find_model
-from pipeline.artifacts.storage import Storage
-from pipeline.contract import VERSION
-from pipeline.errors import ResourcesMissing, SettingError, UserError
-from serving import ray_hooks
-from serving.config import AppSettings, ServerSettings, checked
-from serving.ingress.ports import free_ports
+INTERRUPTED = "interrupted before the server was ready"
 
-APP_NAME = "default"
-
-READY_TIMEOUT_S = 60
+MIN_FILES = 2 * MAX_CONNECTIONS + 1024
+"""Files that HAProxy opens: two for each connection, and about 540 others."""
 
 
 def main() -> int:
-    """Run the command line and return its exit code."""
-    if sys.argv[1:] == ["--version"]:
-        print(VERSION)
-        return 0
-    _stop_on_signals()
+    """Serve until a signal, and return the exit code.
+
+    Raise KeyboardInterrupt if a signal comes before the server is ready.
+    """
     try:
-        serve_until_stopped(tyro.cli(ServerSettings, prog="python -m serving"))
+        environment.prepare(min_files=MIN_FILES)
+        # Imports take a second. Signals and the environment come before them.
+        from serving.command_line import run_server
+
+        run_server()
     except UserError as error:
+        signals.ignore()
+        if signals.interrupted():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 0
-    except SystemExit as error:
-        # While Ray starts, its own handler answers SIGTERM.
-        if error.code != signal.SIGTERM:
-            raise
     return 0
 
 
-def serve_until_stopped(settings: ServerSettings) -> None:
-    """Serve until a signal raises KeyboardInterrupt, then end what was started."""
-    app_settings = checked(settings)
-    _require_free(settings.host, settings.port)
-    free, free_grpc, *inner = free_ports(settings.host, 6)
-    port, grpc_port = settings.port or free, settings.grpc_port
-    if grpc_port is not None:
-        grpc_port = grpc_port or free_grpc
-        _require_free(settings.host, grpc_port)
-    with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
-        # Who started a cluster has decided how it serves: its environment is set already.
-        if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
-            environment = ray_hooks.ingress_environment(
-                Path(folder),
-                inner,
-                max_body_bytes=app_settings.max_body_bytes,
-                num_replicas=app_settings.num_replicas,
-            )
-            for name, value in environment.items():
-                os.environ.setdefault(name, value)
-        _serve(app_settings, settings.host, port, grpc_port)
-
-
-def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -> None:
-    # Ray reads its environment when it is imported. It also takes two seconds, for which neither
-    # --help nor a wrong setting should wait.
-    from ray import serve
-
-    from pipeline.cluster import connection, resources
-    from serving.app import LOGGING, build_app
-    from serving.grpc.service import SERVICER
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with connection.connected():
-        # Ray has replaced our handlers.
-        _stop_on_signals()
-        resources.require(cpus=settings.num_replicas)
-        if serve.status().proxies:
-            raise SettingError(
-                "The Ray cluster at RAY_ADDRESS already runs Serve. Use serve deploy "
-                "infra/serve.yaml there, or unset RAY_ADDRESS to start a separate server."
-            )
-        grpc_options = {"port": grpc_port, "grpc_servicer_functions": [SERVICER]}
-        try:
-            serve.start(
-                http_options={"host": host, "port": port},
-                grpc_options=grpc_options if grpc_port else None,
-                logging_config=LOGGING,
-            )
-            serve.run(build_app(settings), name=APP_NAME)
-            _wait_until_ready(f"http://{host}:{port}/v2/health/ready")
-            model = find_model(Storage(settings.root), settings.model).ref
-            _announce(model, f"http://{host}:{port}", f"{host}:{grpc_port}" if grpc_port else None)
-            _wait_for_signal()
-            serve.delete(APP_NAME)
-        finally:
-            if os.environ.get("RAY_ADDRESS"):
-                serve.shutdown()
-
-
-def _wait_until_ready(url: str) -> None:
-    """Wait for the ingress: Serve reports an application as running before requests reach it."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        with suppress(httpx.HTTPError):
-            # A proxy that the environment names may not reach this machine's addresses.
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
-                return
-        time.sleep(0.05)
-    raise ResourcesMissing(
-        f"The model is loaded, but {url} does not answer. See the logs in "
-        "/tmp/ray/session_latest/logs/serve, then start the server again."
-    )
-
-
-def _wait_for_signal() -> None:
-    try:
-        while True:
-            time.sleep(1)
-    except KeyboardInterrupt:
-        pass
-
-
-def _announce(model: str, url: str, grpc: str | None) -> None:
-    print(f"serving {model} at {url}{f' and grpc://{grpc}' if grpc else ''}", flush=True)
-    print(
-        f"Try: curl --data-binary @digit.png {url}/predict (Ctrl-C stops the server; "
-        "its logs are in /tmp/ray/session_latest/logs/serve)",
-        file=sys.stderr,
-    )
-
-
-def _require_free(host: str, port: int) -> None:
-    """Raise SettingError if another process listens on the port.
-
-    Ray's proxies share ports, so a second server would silently take half of the requests.
-    """
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise SettingError(
-            f"Cannot listen at --host {host} --port {port}: {error.strerror}. "
-            "Give another --port, or 0 for a free one."
-        ) from None
-
-
-def _stop_on_signals() -> None:
-    """Turn the first SIGINT or SIGTERM into KeyboardInterrupt, and ignore later ones."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.run(main, INTERRUPTED))

@@ -30,6 +30,7 @@ import numpy as np
 from pipeline.arrays import UInt8Array
 from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, Predictions, concat_predictions
 from pipeline.errors import UserError
+from serving.addresses import is_loopback
 from serving.protocol.types import DATATYPES, JSON_LENGTH
 
 Outcome: TypeAlias = httpx.Response | httpx.TransportError
@@ -88,7 +89,13 @@ class _BaseClient:
         self._max_rows = max_rows
         self._attempts = attempts
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._options: dict[str, Any] = {"base_url": url, "headers": headers, "timeout": timeout_s}
+        self._options: dict[str, Any] = {
+            "base_url": url,
+            "headers": headers,
+            "timeout": timeout_s,
+            # A proxy that the environment names may not reach this machine's loopback.
+            "trust_env": not is_loopback(httpx.URL(url).host),
+        }
 
     def _requests(self, images: UInt8Array) -> Iterator[dict[str, Any]]:
         """Yield the arguments of httpx's `request` for at most `max_rows` images at a time."""

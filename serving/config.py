@@ -7,7 +7,6 @@ To add one: add a field here, with its help text below it. It becomes a flag of 
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -15,6 +14,7 @@ from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
 from pipeline.models.predictor import Predictor
 from pipeline.settings import Settings
+from serving.addresses import is_loopback
 from serving.keys import DIGEST
 
 
@@ -73,8 +73,7 @@ class ServerSettings(AppSettings):
     @field_validator("host")
     @classmethod
     def _check_host(cls, host: str, info: ValidationInfo) -> str:
-        loopback = host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
-        if not loopback and not info.data.get("api_keys"):
+        if not is_loopback(host) and not info.data.get("api_keys"):
             raise ValueError("can be reached from other machines, so it needs --api-keys")
         return host
 
@@ -85,14 +84,6 @@ class ServerSettings(AppSettings):
         if grpc_port is not None and not info.data.get("api_keys"):
             raise ValueError("can be reached from other machines, so it needs --api-keys")
         return grpc_port
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def checked(settings: AppSettings) -> AppSettings:

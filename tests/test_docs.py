@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from pipeline.__main__ import parse
+from pipeline.command_line import parse
 from serving.config import ServerSettings
 
 REPOSITORY = Path(__file__).parents[1]

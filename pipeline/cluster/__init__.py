@@ -2,5 +2,5 @@
 
 Every stage that needs Ray starts here, and so does the server. Modules in reading order:
 `connection` (start or join), `resources` (CPUs, GPUs, files that all nodes see), `ray_hooks`
-(private parts, for speed).
+(private parts).
 """

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 import ray
 
+from pipeline import signals
 from pipeline.cluster import ray_hooks
 from pipeline.errors import ResourcesMissing
 
@@ -33,16 +34,13 @@ def connected() -> Iterator[None]:
         yield
         return
     _prepare()
-    handler = signal.getsignal(signal.SIGTERM)
-    _init()
-    if threading.current_thread() is threading.main_thread():
-        # Ray has replaced our handler.
-        signal.signal(signal.SIGTERM, handler)
     try:
+        with _own_handler():
+            _init()
         yield
     finally:
         if not _keep.get():
-            ray.shutdown()
+            _shutdown()
 
 
 @contextmanager
@@ -55,7 +53,25 @@ def shared() -> Iterator[None]:
     finally:
         _keep.reset(token)
         if not before:
-            ray.shutdown()
+            _shutdown()
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces by its own, and removes when it ends.
+
+    Raise KeyboardInterrupt if the signal comes to Ray's handler, which exits.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        signals.interrupt(signal.SIGTERM, None)
+    finally:
+        if threading.current_thread() is threading.main_thread() and not signals.interrupted():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _init() -> None:
@@ -70,14 +86,20 @@ def _init() -> None:
             ) from None
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        # Otherwise Ray joins the cluster that was last started on this machine.
-        address="local",
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    with ray_hooks.own_process_group():
+        ray.init(
+            # Otherwise Ray joins the cluster that was last started on this machine.
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+
+
+def _shutdown() -> None:
+    with _own_handler():
+        ray.shutdown()
 
 
 def _prepare() -> None:

@@ -1,8 +1,9 @@
 """Everything that the pipeline uses of Ray beyond its public interface.
 
-`faster_trainer` is for speed: without it, training only starts and ends later. It is left out if
-`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as it expects. What it buys is in
-docs/how-it-works.md; tests/bench/fit.py measures it. This module imports Ray only within functions,
+Both hooks are for speed: without `faster_trainer` training starts and ends later, and without
+`own_process_group` some interrupted commands end later. They are left out if `PIPELINE_RAY_HOOKS`
+is off, and, with a warning, if Ray is not as they expect. What they buy is in docs/how-it-works.md;
+tests/bench/fit.py measures it. This module imports Ray only within functions,
 because the server must set Ray's environment first.
 """
 
@@ -11,8 +12,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib.metadata import version
+from subprocess import Popen
 from typing import Any
 
 from pipeline.errors import SettingError
@@ -47,6 +51,35 @@ def warn_once(hook: str, reason: str) -> None:
 def quiet_authentication() -> None:
     """Silence Ray's log lines about the token that it was given."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+@contextmanager
+def own_process_group() -> Iterator[None]:
+    """Let the processes of a Ray that starts in the block have a process group of their own.
+
+    A signal to the command's whole group, from a terminal, `timeout` or a service manager, then
+    reaches the command alone, which ends Ray in order. Otherwise the command waits for processes
+    that are gone, until `pipeline.signals` ends it.
+    """
+    if not enabled():
+        yield
+        return
+    try:
+        import ray._private.services
+
+        services: Any = ray._private.services
+        popen = services.ConsolePopen
+        if not issubclass(popen, Popen):
+            raise TypeError("services.ConsolePopen is not a Popen")
+    except (ImportError, AttributeError, TypeError) as error:
+        warn_once("own_process_group", str(error))
+        yield
+        return
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def faster_trainer(trainer: type[Any]) -> type[Any]:

@@ -33,7 +33,7 @@ from pipeline.data.folders import (
 from pipeline.data.layout import SPLITS, data_files
 from pipeline.data.readers import idx_format
 from pipeline.data.readers.rows import LabelledReader, Rows, require_one_shape
-from pipeline.errors import DataError, SettingError, SourceUnreachable
+from pipeline.errors import DataError, SettingError, SourceUnreachable, StorageError
 
 DOWNLOAD_WAIT_S = 3600
 """For another process that downloads the same data set."""
@@ -84,6 +84,13 @@ def open_source(data: Data, *, force: bool = False) -> Source:
     if data.source:
         url_digest = hashlib.sha256(data.source.encode()).hexdigest()[:12]
         folder = cache / f"{data.name}-{url_digest}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The download cache {cache} cannot be written: {error.strerror}. Give another one "
+            "with --data.cache, or set HOME."
+        ) from None
     try:
         return _open_download(data, profile, folder, force=force)
     except Unreachable as error:

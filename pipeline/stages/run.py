@@ -64,9 +64,25 @@ def run(settings: Run) -> str:
     if settings.check_serving:
         with _timed("one prediction over HTTP", times):
             answer = ask_server(storage, model, dataset)
-    registry.promote(storage, model.ref, ALIAS)
-    _summarize(settings, model, evaluation, times, answer)
+    served = model.ref
+    if _has_learned(evaluation):
+        registry.promote(storage, model.ref, ALIAS)
+        served = f"{model.name}/{ALIAS}"
+    _summarize(settings, model, evaluation, times, answer, served)
     return model.ref
+
+
+def _has_learned(evaluation: EvaluationManifest) -> bool:
+    """Return whether the model beats the answer that is always the commonest class; warn if not."""
+    metrics = evaluation.metrics["val"]
+    commonest = max(metrics["support"]) / metrics["count"]
+    if metrics["accuracy"] > commonest:
+        return True
+    warn(
+        f"not promoted to {ALIAS}: the accuracy on val is {metrics['accuracy']:.4f}, and always "
+        f"answering the commonest class gets {commonest:.4f}. Check the labels, or train longer."
+    )
+    return False
 
 
 def _import_stages() -> None:
@@ -88,6 +104,7 @@ def _summarize(
     evaluation: EvaluationManifest,
     times: dict[str, float],
     answer: Answer | None,
+    served: str,
 ) -> None:
     table = Table(title=f"{model.ref}, run {model.run}", show_header=False)
     for split, metrics in evaluation.metrics.items():
@@ -103,7 +120,7 @@ def _summarize(
     console.print(
         f"model   {folder}/{model.onnx.path}\n"
         f"report  {folder}/{evaluation.report.path}\n"
-        f"scores  {storage.display(f'scores/{model.ref}')}\n",
+        f"scores  {storage.display(f'scores/{model.ref}')}\n"
     )
     if model.caveat:
         warn(model.caveat)
@@ -114,8 +131,8 @@ def _summarize(
     )
     console.print(
         "Next steps\n"
-        f"  serve it      python -m serving {root} --model {model.name}/{ALIAS}\n"
-        f"  show it       python -m pipeline show {root} --model {model.name}/{ALIAS}\n"
+        f"  serve it      python -m serving {root} --model {served}\n"
+        f"  show it       python -m pipeline show {root} --model {served}\n"
         f"  the tutorial  python -m pipeline run tutorial {root}{flags}\n"
-        f"  on a cluster  infra/jobs/submit.sh fast{flags}",
+        f"  on a cluster  infra/jobs/submit.sh fast{flags}"
     )

@@ -26,6 +26,9 @@ START_TIMEOUT_S = 120
 
 REQUEST_TIMEOUT_S = 30
 
+STOP_TIMEOUT_S = 10
+"""Time for the server to end after SIGTERM; after that it is killed, and its processes with it."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -62,13 +65,25 @@ def ask_server(storage: Storage, model: ModelManifest, dataset: DatasetManifest)
             reply = _post(f"{line.split()[-1]}/predict", png.getvalue())
         finally:
             watchdog.cancel()
-            server.terminate()
+            _stop(server)
     return Answer(dataset.image.class_names[int(first.labels[0])], reply["class_name"])
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    """End the server, in order if it does so in time."""
+    server.terminate()
+    try:
+        server.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
 
 
 def _post(url: str, png: bytes) -> Any:
     try:
-        reply = requests.post(url, data=png, timeout=REQUEST_TIMEOUT_S)
+        with requests.Session() as session:
+            # A proxy that the environment names may not reach this machine's loopback.
+            session.trust_env = False
+            reply = session.post(url, data=png, timeout=REQUEST_TIMEOUT_S)
         reply.raise_for_status()
     except requests.RequestException as error:
         raise ResourcesMissing(f"The server did not answer a PNG file: {error}.") from None

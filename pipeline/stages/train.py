@@ -20,10 +20,11 @@ from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
 from pipeline.config import Train
-from pipeline.console import progress, say
-from pipeline.errors import StorageError
+from pipeline.console import progress, say, warn
+from pipeline.errors import ResourcesMissing, StorageError
 from pipeline.recipes import Training
 from pipeline.training import ray_trainer
+from pipeline.training.gpus import find_unusable_gpus
 from pipeline.training.run_state import TrainJob, read_metrics, reset_run, run_name
 
 POLL_S = 0.5
@@ -81,14 +82,24 @@ def _find(storage: Storage, dataset: DatasetManifest, training: Training) -> Run
 
 
 def _device(training: Training) -> str:
-    """Return the device of the workers. Raise ResourcesMissing if the cluster cannot hold them."""
-    gpus = resources.num_gpus()
-    device = training.device
-    if device == "auto":
-        device = "cuda" if gpus >= training.num_workers else "cpu"
+    """Return the device of the workers.
+
+    Raise ResourcesMissing if the cluster cannot hold them, or torch cannot use a GPU asked for.
+    """
     workers = training.num_workers
     cpus = workers * training.cpus_per_worker
+    device = training.device
+    if device == "auto":
+        device = "cuda" if resources.num_gpus() >= workers else "cpu"
     resources.require(cpus=cpus, gpus=workers if device == "cuda" else 0)
+    if device == "cuda" and (problem := find_unusable_gpus()):
+        if training.device == "cuda":
+            raise ResourcesMissing(
+                f"--train.device is 'cuda', but {problem}. Install a build of torch and a driver "
+                "that fit the GPUs, or train with --train.device cpu."
+            )
+        warn(f"{problem}; training on the CPU")
+        device = "cpu"
     return device
 
 

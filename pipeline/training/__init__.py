@@ -2,5 +2,6 @@
 
 Read `ray_trainer` (starts the workers with Ray Train), `loop` (one worker: epochs, validation,
 checkpoints), `batch_loader` (the order of an epoch, and each worker's slice), `parallel_step` (a
-step, with its parts in `kernels`), `schedule`, `augment`, `checkpoints`, and `run_state`.
+step, with its parts in `kernels`), `schedule`, `augment`, `checkpoints`, `run_state`, and `gpus`
+(whether torch can use those that Ray counts).
 """

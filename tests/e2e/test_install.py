@@ -64,7 +64,8 @@ def test_the_client_alone_predicts_from_an_empty_environment(
 def test_the_server_needs_no_package_of_the_batch_side() -> None:
     blocked = ["torch", "onnx", "matplotlib", "jinja2", "rich", "pandas", "mlxtend"]
     assert runs_without_error(
-        f"import sys; sys.modules |= dict.fromkeys({blocked}); import serving.app, serving.__main__"
+        f"import sys; sys.modules |= dict.fromkeys({blocked}); "
+        "import serving.app, serving.command_line"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import STAGES
+from pipeline.command_line import STAGES
 from serving.ingress.ports import free_ports
 from tests.support.processes import Command, wait_for
 

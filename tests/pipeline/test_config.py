@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.__main__ import STAGES, parse
+from pipeline.command_line import STAGES, parse
 from pipeline.config import Data, Run, Score, Train
 from pipeline.errors import SettingError
 from pipeline.recipes import RECIPES, Training

@@ -148,3 +148,14 @@ def test_the_api_key_is_sent(tmp_path: Path) -> None:
             assert len(client.predict(IMAGES).prediction) == 5
         with Client(url, model="stripes") as client, pytest.raises(ServerError, match="API key"):
             client.predict(IMAGES)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_loopback_is_asked_without_a_proxy(
+    app: ASGIApp, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with failing_server(app) as (url, _):
+        predictions = predict(url, asynchronous=asynchronous, attempts=1)
+    assert predictions.prediction.tolist() == [0, 1, 2, 0, 1]

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MARK = "PIPELINE_TEST_MARK"
 
@@ -32,10 +33,17 @@ class Command:
         )
 
     @contextmanager
-    def started(self, *, timeout_s: float = TIMEOUT_S) -> Iterator[subprocess.Popen[str]]:
-        """Start the process and yield it; kill it after `timeout_s`. Its stderr goes to pytest."""
+    def started(
+        self, *, timeout_s: float = TIMEOUT_S, **options: Any
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start the process and yield it; kill it after `timeout_s`.
+
+        Its stderr goes to pytest, unless the options of Popen say otherwise.
+        """
         pipe = subprocess.PIPE
-        with subprocess.Popen(self.args, stdout=pipe, text=True, env=self.env) as process:
+        with subprocess.Popen(
+            self.args, stdout=pipe, text=True, env=self.env, **options
+        ) as process:
             watchdog = threading.Timer(timeout_s, process.kill)
             watchdog.start()
             try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -46,12 +47,14 @@ def serving(*flags: object) -> Command:
 
 
 @contextmanager
-def started(root: str, *flags: object, timeout_s: float = TIMEOUT_S) -> Iterator[Server]:
+def started(
+    root: str, *flags: object, timeout_s: float = TIMEOUT_S, **options: Any
+) -> Iterator[Server]:
     """Publish the stripes model, start a server for it, and yield the server when it is ready."""
     storage = Storage(root)
     model = publish(storage)
     command = serving("--root", root, "--model", "stripes/production", "--port", "0", *flags)
-    with command.started(timeout_s=timeout_s) as process:
+    with command.started(timeout_s=timeout_s, **options) as process:
         assert process.stdout is not None
         yield Server(command, process, process.stdout.readline(), storage, model)
 
