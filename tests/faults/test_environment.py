@@ -127,6 +127,7 @@ print(run("auto").device)
 """
 
 
+@pytest.mark.slow
 def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     flags: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     assert "Traceback" not in completed.stderr
 
 
+@pytest.mark.slow
 def test_a_model_no_better_than_the_commonest_class_is_not_promoted(
     flags: tuple[object, ...], tmp_path: Path
 ) -> None:
