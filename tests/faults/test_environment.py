@@ -63,7 +63,7 @@ def test_a_nameless_user_with_odd_folders_and_few_files_can_preprocess(
     flags: tuple[object, ...], long_folder: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "[root] [/x] :cat:"
-    command = pipeline("preprocess", "--root", root, *flags, TMPDIR=long_folder, HOME="/nowhere")
+    command = pipeline("preprocess", "--root", root, *flags, TMPDIR=long_folder, HOME="/proc/nowhere")
     for name in ("USER", "LOGNAME", "USERNAME"):
         command.env.pop(name, None)
     command.args = [*NAMELESS, *command.args]
@@ -127,6 +127,7 @@ print(run("auto").device)
 """
 
 
+@pytest.mark.slow
 def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     flags: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     assert "Traceback" not in completed.stderr
 
 
+@pytest.mark.slow
 def test_a_model_no_better_than_the_commonest_class_is_not_promoted(
     flags: tuple[object, ...], tmp_path: Path
 ) -> None:

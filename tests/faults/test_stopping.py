@@ -80,6 +80,7 @@ signals.run(wait, "")
 """
 
 
+@pytest.mark.slow
 def test_a_command_that_waits_in_a_library_ends_all_the_same() -> None:
     """Wait in C without end, as for an object store: no handler of Python runs meanwhile."""
     with Command(sys.executable, "-c", DEAF).started(stderr=subprocess.PIPE) as process:

@@ -1,12 +1,14 @@
-"""Hooks into Ray Train: used, switched off, or left out if Ray is not as they expect."""
+"""Hooks into Ray: used, switched off, or left out if Ray is not as they expect."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from ray._private import services
 from ray.train.torch import TorchTrainer
 
 from pipeline.cluster import ray_hooks
@@ -60,3 +62,24 @@ def test_a_value_other_than_on_and_off_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PIPELINE_RAY_HOOKS", "no")
     with pytest.raises(SettingError, match="PIPELINE_RAY_HOOKS is 'no', but it must be on or off"):
         ray_hooks.faster_trainer(TorchTrainer)
+
+
+def test_the_processes_of_ray_get_a_group_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    original = services.ConsolePopen
+    with ray_hooks.own_process_group():
+        process = services.ConsolePopen(["sleep", "60"])
+        assert os.getpgid(process.pid) == process.pid
+        process.kill()
+        process.wait()
+    assert services.ConsolePopen is original
+    assert caplog.records == []
+
+
+def test_another_version_of_ray_starts_its_processes_in_its_own_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(services, "ConsolePopen")
+    with caplog.at_level(logging.WARNING), ray_hooks.own_process_group():
+        assert not hasattr(services, "ConsolePopen")
+    (record,) = caplog.records
+    assert "is not as the hook 'own_process_group' expects" in record.getMessage()
