@@ -206,9 +206,9 @@ def model_of(spec: ImageSpec) -> ModelManifest:
     inputs, outputs = expected_tensors(spec)
     return ModelManifest(
         name="own",
-        version="0",
-        run="",
-        dataset="",
+        version="0" * 12,
+        run="own",
+        dataset="own/000000000000",
         image=spec,
         inputs=inputs,
         outputs=outputs,

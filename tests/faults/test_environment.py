@@ -63,7 +63,9 @@ def test_a_nameless_user_with_odd_folders_and_few_files_can_preprocess(
     flags: tuple[object, ...], long_folder: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "[root] [/x] :cat:"
-    command = pipeline("preprocess", "--root", root, *flags, TMPDIR=long_folder, HOME="/proc/nowhere")
+    command = pipeline(
+        "preprocess", "--root", root, *flags, TMPDIR=long_folder, HOME="/proc/nowhere"
+    )
     for name in ("USER", "LOGNAME", "USERNAME"):
         command.env.pop(name, None)
     command.args = [*NAMELESS, *command.args]

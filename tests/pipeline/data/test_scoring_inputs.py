@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import AS_IS, ImageSpec, Preparation
 from pipeline.data.readers.rows import RowBatch, Rows
@@ -123,7 +124,7 @@ def test_a_table_beside_image_files_lists_them(tmp_path: Path) -> None:
 def test_images_of_another_size_are_refused_unless_the_model_fits_them(
     tmp_path: Path, fit: Any, message: str | None
 ) -> None:
-    np.save(tmp_path / "x.npy", noise(3, 0, (8, 8)))
+    np.save(tmp_path / "x.npy", strokes(3, 8))
     image = ImageSpec(6, 6, ("0", "1"), Preparation(fit, "never"))
     if message:
         with pytest.raises(DataError, match=message):
@@ -132,8 +133,16 @@ def test_images_of_another_size_are_refused_unless_the_model_fits_them(
         assert read_all(open_at(tmp_path / "x.npy", image=image)).images.shape == (3, 6, 6)
 
 
+def strokes(count: int, side: int) -> UInt8Array:
+    """Return black images (count, side, side) with a white stroke, each at another place."""
+    images = np.zeros((count, side, side), np.uint8)
+    for number, image in enumerate(images):
+        image[1:-1, number + 2] = 255
+    return images
+
+
 def test_a_blank_image_that_cannot_be_centred_is_a_rejected_row(tmp_path: Path) -> None:
-    images = noise(3, 0, (8, 8))
+    images = strokes(3, 8)
     images[1] = 7
     np.save(tmp_path / "x.npy", images)
     rows = open_at(tmp_path / "x.npy", image=ImageSpec(6, 6, ("0", "1"), Preparation()))
