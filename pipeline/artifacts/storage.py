@@ -7,6 +7,7 @@ an object store as an upload that becomes visible at its end. The commit protoco
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +22,12 @@ from pipeline.artifacts.local_files import LocalFiles
 from pipeline.artifacts.object_files import ObjectFiles
 from pipeline.artifacts.threads import parallel_map as parallel_map
 from pipeline.errors import StorageError
+
+PART_BYTES = 1 << 30
+"""Parts of a file that are hashed in parallel."""
+
+CHUNK_BYTES = 1 << 20
+"""Read at a time."""
 
 Fingerprint: TypeAlias = tuple[int, ...]
 """Sizes in bytes, and times of the last write in ns or digests of the server's tag."""
@@ -103,6 +110,27 @@ class Storage:
         """Return numbers that change with the content of the files; zeros for a missing one."""
         with self._explained("read", paths[0]):
             return self._files.fingerprint(*paths)
+
+    def sha256(self, path: str) -> str:
+        """Return the SHA-256 of a file, in hex.
+
+        A file of over 1 GiB is hashed in parts of 1 GiB by several threads; its digest is that of
+        the digests of the parts.
+        """
+        with self.open(path) as file:
+            starts = range(0, max(1, file.size()), PART_BYTES)
+        parts = parallel_map(lambda start: self._hash_part(path, start), starts)
+        return parts[0].hex() if len(parts) == 1 else hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def _hash_part(self, path: str, start: int) -> bytes:
+        digest = hashlib.sha256()
+        with self.open(path) as file:
+            file.seek(start)
+            left = PART_BYTES
+            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.digest()
 
     def is_folder(self, path: str) -> bool:
         """Return whether `path` is a folder; on an object store, a prefix of files."""

@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from pipeline.data.readers.rows import RowBatch, Rows, concat_batches
+from pipeline.data.readers.rows import RowBatch, Rows
 from pipeline.errors import SettingError
 
 MAX_SHARDS = 10_000_000
@@ -78,9 +78,7 @@ class Plan:
 
         Raise DataError if a file was changed since it was opened.
         """
-        batch = concat_batches(
-            [self.rows.read(begin, end, columns) for begin, end in self.ranges(number)]
-        )
+        batch = self.rows.read_ranges(self.ranges(number), columns)
         self.rows.require_unchanged(self.ranges(number))
         if self.seed is None:
             return batch

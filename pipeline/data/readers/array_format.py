@@ -13,6 +13,7 @@ import lzma
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, BinaryIO, cast
@@ -81,11 +82,19 @@ def content(file: BinaryIO, member: str = "") -> BinaryIO:
     return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
 
 
-def verify(file: BinaryIO, *, name: str, compressed_bytes: int, member: str = "") -> ArrayInfo:
+def verify(
+    file: BinaryIO,
+    *,
+    name: str,
+    compressed_bytes: int,
+    member: str = "",
+    digest: Callable[[], str] | None = None,
+) -> ArrayInfo:
     """Read a whole file, chunk by chunk, and return what it holds.
 
-    `name` is for messages; `compressed_bytes` is the size of the file as stored. Raise DataError if
-    the file is not exactly one array of numbers.
+    `name` is for messages; `compressed_bytes` is the size of the file as stored. `digest`, if
+    given, returns its sha256, so that a file without compression need not be read here. Raise
+    DataError if the file is not exactly one array of numbers.
     """
     try:
         stream = content(file, member)
@@ -98,12 +107,18 @@ def verify(file: BinaryIO, *, name: str, compressed_bytes: int, member: str = ""
                 f"{name} would unpack {compressed_bytes} bytes to {expected}: this looks like a "
                 f"bomb (over {BOMB_RATIO}:1). If it is real, unpack it first."
             )
-        sha256 = hashlib.sha256(header)
-        left = expected
-        while left and (chunk := stream.read(min(left, CHUNK_BYTES))):
-            sha256.update(chunk)
-            left -= len(chunk)
-        trailing = stream.read(1)
+        if digest and stream is file:
+            left = max(0, len(header) + expected - compressed_bytes)
+            trailing = compressed_bytes > len(header) + expected
+            sha256 = "" if left or trailing else digest()
+        else:
+            hashed = hashlib.sha256(header)
+            left = expected
+            while left and (chunk := stream.read(min(left, CHUNK_BYTES))):
+                hashed.update(chunk)
+                left -= len(chunk)
+            trailing = bool(stream.read(1))
+            sha256 = hashed.hexdigest()
     except BROKEN as error:
         raise DataError(
             f"{name} is a broken or truncated compressed file ({error}). Fetch it again."
@@ -119,24 +134,28 @@ def verify(file: BinaryIO, *, name: str, compressed_bytes: int, member: str = ""
             f"{name} continues after the {expected} bytes of values that its header says "
             f"({shown}). Remove the trailing bytes or fetch it again."
         )
-    return ArrayInfo(len(header), dtype, shape, sha256.hexdigest())
+    return ArrayInfo(len(header), dtype, shape, sha256)
 
 
 def read_rows(
-    content: BinaryIO, info: ArrayInfo, *, name: str, start: int, stop: int
+    content: BinaryIO, info: ArrayInfo, ranges: Sequence[tuple[int, int]], *, name: str
 ) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
-    """Return rows start..stop of a verified file, (stop - start, *shape[1:]).
+    """Return the rows of these ranges of a verified file, in order, (N, *shape[1:]).
 
     Raise DataError if they are no longer there.
     """
-    dtype = np.dtype(info.dtype)
-    row_bytes = prod(info.shape[1:]) * dtype.itemsize
-    size = (stop - start) * row_bytes
-    try:
-        content.seek(info.offset + start * row_bytes)
-        values = content.read(size)
-    except BROKEN:
-        values = b""
-    if len(values) != size:
-        raise DataError(f"{name} was changed while it was read. Run again when it is finished.")
-    return np.frombuffer(values, dtype).reshape(stop - start, *info.shape[1:])
+    rows = np.empty((sum(stop - start for start, stop in ranges), *info.shape[1:]), info.dtype)
+    values = rows.reshape(-1).view(np.uint8)
+    row_bytes = prod(info.shape[1:]) * rows.itemsize
+    filled = 0
+    for start, stop in ranges:
+        end = filled + (stop - start) * row_bytes
+        try:
+            content.seek(info.offset + start * row_bytes)
+            while filled < end and (count := content.readinto(values[filled:end])):  # type: ignore[attr-defined]
+                filled += count
+        except BROKEN:
+            pass
+        if filled < end:
+            raise DataError(f"{name} was changed while it was read. Run again when it is finished.")
+    return rows

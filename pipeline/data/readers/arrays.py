@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, BinaryIO, cast
 
@@ -58,14 +58,14 @@ class ArrayFile:
     def _key(self) -> tuple[object, ...]:
         return self.storage, self.entry.path, self.member, self.fingerprint
 
-    def read(self, begin: int, end: int) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
-        """Return rows begin..end. The file stays open unless reading fails."""
+    def read(self, ranges: Sequence[tuple[int, int]]) -> np.ndarray[tuple[int, ...], np.dtype[Any]]:
+        """Return the rows of these ranges, in order. The file stays open unless reading fails."""
         key = self._key
         # Not `in` first: another thread may close the file in between.
         opened: tuple[ExitStack, BinaryIO] | None = _open_files.pop(key, None)
         file, content = opened or self._open()
         with file:
-            rows = array_format.read_rows(content, self.info, name=self.name, start=begin, stop=end)
+            rows = array_format.read_rows(content, self.info, ranges, name=self.name)
             # No error: take the file out of the `with`, so that it is not closed.
             other = _open_files.pop(key, None)
             _open_files[key] = file.pop_all(), content
@@ -137,21 +137,26 @@ class ArrayReader:
         return tuple(value for file in files for value in file.storage.fingerprint(file.entry.path))
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
+        return self.read_ranges([(begin, end)], first_id, columns)
+
+    def read_ranges(
+        self, ranges: Sequence[tuple[int, int]], first_id: int, columns: Sequence[str]
+    ) -> RowBatch:
         if columns:
             raise DataError(
                 f"{self.entry.path} has no column {columns[0]!r}: it holds only images."
             )
         reasons = dict[int, str]()
-        images = to_images(self.images.read(begin, end), self.axes, self.preparation, reasons)
+        images = to_images(self.images.read(ranges), self.axes, self.preparation, reasons)
         if self.transposed:
             images = np.ascontiguousarray(images.transpose(0, 2, 1))
         images = prepare_rows(images, self.preparation, self.shape, reasons)
-        ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
+        ids = np.concatenate([np.arange(begin, end, dtype=np.int64) for begin, end in ranges])
         labels = None
         if self.labels and self.classes:
-            labels, unknown = index_labels(_class_numbers(self.labels, begin, end), self.classes)
+            labels, unknown = index_labels(_class_numbers(self.labels, ranges), self.classes)
             reasons |= unknown
-        return RowBatch(ids, images, labels).drop(reasons)
+        return RowBatch(ids + first_id, images, labels).drop(reasons)
 
     @property
     def labelled(self) -> bool:
@@ -170,7 +175,7 @@ class ArrayReader:
         assert self.labels
         for begin in range(0, self.labels.shape[0], LABELS_AT_A_TIME):
             end = min(begin + LABELS_AT_A_TIME, self.labels.shape[0])
-            numbers = _class_numbers(self.labels, begin, end)
+            numbers = _class_numbers(self.labels, [(begin, end)])
             add_counts(counts, count_labels(numbers), self.labels.name)
         return counts
 
@@ -208,7 +213,11 @@ def open_array_file(storage: Storage, path: str, member: str = "") -> ArrayFile:
         shown = storage.display(path)
         name = f"{shown}[{member}]" if member else shown
         info = array_format.verify(
-            cast(BinaryIO, file), name=name, compressed_bytes=size, member=member
+            cast(BinaryIO, file),
+            name=name,
+            compressed_bytes=size,
+            member=member,
+            digest=partial(storage.sha256, path),
         )
     entry = FileEntry(path=path, bytes=size, sha256=info.sha256, rows=info.shape[0])
     return ArrayFile(storage, entry, info, fingerprint, member)
@@ -217,7 +226,7 @@ def open_array_file(storage: Storage, path: str, member: str = "") -> ArrayFile:
 def _check_values(images: ArrayFile) -> None:
     """Raise DataError if pixels are shares from 0 to 1, which would all be nearly black."""
     if np.dtype(images.info.dtype).kind == "f":
-        first = images.read(0, min(100, images.shape[0]))
+        first = images.read([(0, min(100, images.shape[0]))])
         if 0 < float(first.max()) <= 1:
             raise DataError(
                 f"{images.name} has pixels from 0 to 1, but images are integers from 0 to 255. "
@@ -242,6 +251,6 @@ def _check_labels(images: ArrayFile, labels: ArrayFile) -> None:
         )
 
 
-def _class_numbers(labels: ArrayFile, begin: int, end: int) -> Int64Array:
-    values = labels.read(begin, end)
+def _class_numbers(labels: ArrayFile, ranges: Sequence[tuple[int, int]]) -> Int64Array:
+    values = labels.read(ranges)
     return values.reshape(len(values), -1)[:, 0].astype(np.int64)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
-from typing import NamedTuple, Protocol
+from itertools import accumulate, groupby
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -141,6 +141,17 @@ class LabelledReader(Reader, Protocol):
         ...
 
 
+@runtime_checkable
+class RangesReader(Protocol):
+    """A reader that reads many short ranges in one call, which is faster than one by one."""
+
+    def read_ranges(
+        self, ranges: Sequence[tuple[int, int]], first_id: int, columns: Sequence[str]
+    ) -> RowBatch:
+        """Return the rows of these ranges, in order, as `Reader.read` does."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of several readers, in order; all images have one size.
@@ -174,20 +185,29 @@ class Rows:
 
         Raise DataError if a file was changed or removed since it was opened.
         """
+        return self.read_ranges([(start, stop)], columns)
+
+    def read_ranges(
+        self, ranges: Iterable[tuple[int, int]], columns: Sequence[str] = ()
+    ) -> RowBatch:
+        """Return the rows of these ranges, in order, as `read` does."""
         batches = list[RowBatch]()
-        for first, reader in self._readers_of(start, stop):
-            begin = max(start - first, 0)
-            end = min(stop - first, reader.entry.rows or 0)
-            step = max(1, BYTES_AT_A_TIME // reader.bytes_per_row)
+        parts = (part for one in ranges for part in self._parts(*one))
+        for (_, first), group in groupby(parts, lambda part: (id(part[0]), part[1])):
+            of_reader = list(group)
+            reader = of_reader[0][0]
+            own = [(begin, end) for _, _, begin, end in of_reader]
             try:
-                batches += [
-                    reader.read(part, min(part + step, end), self.first_id + first, columns)
-                    for part in range(begin, end, step)
-                ]
+                batches += _read_ranges(reader, own, self.first_id + first, columns)
             except FileNotFoundError:
                 name = reader.storage.display(reader.entry.path)
                 raise source_changed_error(name) from None
         return concat_batches(batches)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[Reader, int, int, int]]:
+        """Yield the readers of rows start..stop, the first row of each, and the range in it."""
+        for first, reader in self._readers_of(start, stop):
+            yield reader, first, max(start - first, 0), min(stop - first, reader.entry.rows or 0)
 
     def require_unchanged(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Raise DataError if a file that holds rows of these ranges was changed since it was
@@ -207,6 +227,19 @@ class Rows:
         while index < len(self.readers) and self._firsts[index] < stop:
             yield self._firsts[index], self.readers[index]
             index += 1
+
+
+def _read_ranges(
+    reader: Reader, ranges: Sequence[tuple[int, int]], first_id: int, columns: Sequence[str]
+) -> list[RowBatch]:
+    rows_at_a_time = max(1, BYTES_AT_A_TIME // reader.bytes_per_row)
+    if isinstance(reader, RangesReader) and sum(e - b for b, e in ranges) <= rows_at_a_time:
+        return [reader.read_ranges(ranges, first_id, columns)]
+    return [
+        reader.read(part, min(part + rows_at_a_time, end), first_id, columns)
+        for begin, end in ranges
+        for part in range(begin, end, rows_at_a_time)
+    ]
 
 
 def concat_batches(batches: Sequence[RowBatch]) -> RowBatch:

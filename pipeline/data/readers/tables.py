@@ -8,7 +8,6 @@ values and so run code (CVE-2026-41486).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -219,7 +218,7 @@ def open_table(
         if min(column.shape) < 1:
             raise DataError(f"{name}: images of column `{image_name}` are {column.shape}.")
         file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = storage.sha256(path)
         return TableReader(
             storage,
             FileEntry(path=path, bytes=file.size(), sha256=sha256, rows=table.starts[-1]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -123,7 +122,7 @@ def open_tar(
     """
     name, fingerprint = storage.display(path), storage.fingerprint(path)
     with storage.open(path) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = storage.sha256(path)
         with as_data_error(name, "a tar file without compression"):
             images, labels = _index(file, name)
         if not images:

@@ -27,7 +27,7 @@ def verify(data: bytes, member: str = "") -> ArrayInfo:
 
 def rows(data: bytes, info: ArrayInfo, start: int, stop: int) -> np.ndarray[Any, np.dtype[Any]]:
     content = array_format.content(io.BytesIO(data))
-    return array_format.read_rows(content, info, name="x.idx", start=start, stop=stop)
+    return array_format.read_rows(content, info, [(start, stop)], name="x.idx")
 
 
 def npy(array: np.ndarray[Any, np.dtype[Any]], **options: Any) -> bytes:
