@@ -260,13 +260,16 @@ def test_all_refuse_16_bits_of_which_12_are_used(tmp_path: Path) -> None:
     Image.fromarray(images(0)[0].astype(np.uint16) * 16).save(file, "PNG")
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(file.getvalue())
-    spec = ImageSpec(*SIZE, ("0", "1"), AS_IS)
+    as_is, fitted = ImageSpec(*SIZE, ("0", "1"), AS_IS), ImageSpec(28, 28, ("0", "1"))
+    storage, scores = Storage(str(tmp_path)), [str(tmp_path / "train")]
     with pytest.raises(DataError, match="only the lower 12"):
         open_source(Data(name="own", source=str(tmp_path)))
-    scored = open_input(Storage(str(tmp_path)), [str(tmp_path / "train")], spec)
+    with pytest.raises(DataError, match="only the lower 12"):
+        open_input(storage, scores, as_is)
+    scored = open_input(storage, scores, fitted)
     rejects = scored.read(0, scored.num_rows).rejects
     assert len(rejects) == COUNT
     assert all("only the lower 12" in row.reason for row in rejects)
-    for refusing in (spec, ImageSpec(28, 28, ("0", "1"))):
+    for spec in (as_is, fitted):
         with pytest.raises(ImageInvalid, match="only the lower 12"):
-            read_image(file.getvalue(), refusing)
+            read_image(file.getvalue(), spec)
