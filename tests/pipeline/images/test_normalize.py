@@ -36,7 +36,7 @@ def test_ink_is_scaled_into_the_box_and_centred_by_its_mass(
     rows, columns = np.nonzero(pixels >= 20)
     # 11 by 41 pixels: the longer side fills 20, with its soft edge.
     assert np.ptp(rows) + 1 == 20
-    assert np.ptp(columns) + 1 in (5, 6, 7)
+    assert 5 <= np.ptp(columns) + 1 <= 8
     assert pixels.max() >= 250
     assert centre(pixels) == pytest.approx([14, 14], abs=0.51)
 
