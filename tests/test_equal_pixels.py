@@ -24,11 +24,13 @@ from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import ModelManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data
-from pipeline.contract import ImageSpec
+from pipeline.contract import AS_IS, ImageSpec
 from pipeline.data.readers import idx_format
 from pipeline.data.scoring_inputs import open_input
 from pipeline.data.sources import open_source
+from pipeline.errors import DataError
 from pipeline.models.predictor import expected_tensors
+from serving.errors import ImageInvalid
 from serving.protocol.image_input import read_image
 from serving.protocol.v1 import parse_instances
 
@@ -250,3 +252,24 @@ def test_all_see_the_same_pixels(form: str, preparation: str, tmp_path: Path) ->
         trained = assert_all_see_the_same(source, scored, brought, settings)
         if preparation == "as it is" and form == "idx":
             np.testing.assert_array_equal(trained, images(ground))
+
+
+def test_all_refuse_16_bits_of_which_12_are_used(tmp_path: Path) -> None:
+    add_folder("PNG")(tmp_path, images(0))
+    file = io.BytesIO()
+    Image.fromarray(images(0)[0].astype(np.uint16) * 16).save(file, "PNG")
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(file.getvalue())
+    as_is, fitted = ImageSpec(*SIZE, ("0", "1"), AS_IS), ImageSpec(28, 28, ("0", "1"))
+    storage, scores = Storage(str(tmp_path)), [str(tmp_path / "train")]
+    with pytest.raises(DataError, match="only the lower 12"):
+        open_source(Data(name="own", source=str(tmp_path)))
+    with pytest.raises(DataError, match="only the lower 12"):
+        open_input(storage, scores, as_is)
+    scored = open_input(storage, scores, fitted)
+    rejects = scored.read(0, scored.num_rows).rejects
+    assert len(rejects) == COUNT
+    assert all("only the lower 12" in row.reason for row in rejects)
+    for spec in (as_is, fitted):
+        with pytest.raises(ImageInvalid, match="only the lower 12"):
+            read_image(file.getvalue(), spec)
