@@ -68,8 +68,9 @@ def score(settings: Score) -> ScoresManifest:
         _check_existing(settings, output, existing, expected)
         say(f"scores of {existing.rows:,} rows already exist")
         return existing
-    # Open the model here too: its error is clearer than that of an actor that does not start.
-    Predictor(storage, model, device=settings.device)
+    # Open the model here too: its error is clearer than that of an actor that does not start. The
+    # driver may have no GPU.
+    Predictor(storage, model)
     with output.locked(".lock"):
         if find(output, "", ScoresManifest) != existing:
             raise SettingError(
@@ -168,8 +169,9 @@ def _score_shards(
     Reading is fused into the actors, and they write: images and scores do not leave their task.
     """
     tasks = plan_tasks(plan, INPUT, columns=settings.columns, numbers=numbers)
-    workers = min(settings.num_workers or resources.num_free_cpus(), len(tasks))
     gpus = 1 if settings.device == "cuda" else 0
+    available = max(1, resources.num_gpus()) if gpus else resources.num_free_cpus()
+    workers = min(settings.num_workers or available, len(tasks))
     resources.require(cpus=workers, gpus=gpus * workers)
     scored = map_blocks(
         read_tasks(tasks, num_gpus=gpus),
