@@ -28,7 +28,7 @@ from tests.support.processes import pipeline, wait_for
             ("preprocess", "--data.name", "bars"),
             "error: --data.name 'bars' is not a known data set",
         ),
-        (("preprocess", "--data.source", "/nowhere"), "error: /nowhere holds no train-images"),
+        (("preprocess", "--data.source", "/nowhere"), "error: --data.source '/nowhere' "),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(
