@@ -148,6 +148,6 @@ def data_flags(data: Data) -> list[str]:
 
 
 def _without_keys(location: str) -> str:
-    """Return a path or URI without its keys. Its options are no secret."""
+    """Return a path or URI without its keys. Its options stay."""
     uri, mark, options = location.partition("?" if "://" in location else "\0")
     return redact(uri) + mark + options
