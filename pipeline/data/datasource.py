@@ -92,9 +92,10 @@ def read_tasks(tasks: Sequence[ShardTask], **remote_args: Any) -> Dataset:
     options = _reserved(tasks) | remote_args
     if options["memory"]:
         resources.require_memory(options["memory"], "a smaller rows-per-shard")
-    return ray.data.read_datasource(
+    dataset: Dataset = ray.data.read_datasource(
         ImageDatasource(tasks), override_num_blocks=len(tasks), **options
     )
+    return dataset
 
 
 def map_blocks(
