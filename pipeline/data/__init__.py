@@ -6,5 +6,6 @@ Used by the stages `preprocess` and `score`; training reads the shards. Modules 
 `scoring_inputs`, `readers` (a package), `draw` and `splits` (rows -> `train`, `val`, `test`),
 `plan` (rows -> shards), `blocks` and `datasource` (rows as Datasets of Ray), `validation`, `shards`
 (the format of datasets), `shard_writer` and `resume` (blocks -> files), `dataset_writer` and
-`streaming` (all of this as tasks of Ray Data), `contact_sheet`.
+`streaming` (all of this as tasks of Ray Data), `ray_dataset` (for functions of one's own),
+`contact_sheet`.
 """
