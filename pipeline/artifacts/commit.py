@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from pipeline.artifacts import file_table
@@ -140,7 +141,9 @@ def _read_tables(storage: Storage, folder: str, manifest: M) -> M:
     for name, entry in manifest.tables.items():
         if name not in type(manifest).fields_of_entries:
             raise ValueError(f"tables: {name!r} is not a field of entries")
-        fields[name] = file_table.decode(read_file(storage, folder, entry))
+        entries = TypeAdapter[Any](type(manifest).model_fields[name].rebuild_annotation())
+        parts = map(entries.validate_python, file_table.decode(read_file(storage, folder, entry)))
+        fields[name] = tuple(chain.from_iterable(parts))
     return manifest.model_copy(update=fields)
 
 
