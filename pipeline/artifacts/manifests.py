@@ -256,6 +256,9 @@ class ScoresManifest(Manifest):
     """Kind of artifact."""
     model: Ref
     """The model version, NAME/VERSION."""
+    version: str = ""
+    """Digest of the input, the model, the settings and the code's format; empty in old
+    manifests."""
     image: ImageSpec
     """Height, width and class names of the images."""
     probabilities: bool

@@ -147,8 +147,7 @@ def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output)
         write_file(storage, folder, "contact.png", contact_sheet(first_shard, image)),
     )
     manifest = manifest.model_copy(update={"files": (*files, *others)})
-    commit(storage, folder, manifest)
-    return manifest
+    return commit(storage, folder, manifest)
 
 
 def _to_labeled(rows: pa.Table) -> LabeledImages:
