@@ -28,6 +28,12 @@ UPDATE_S = 30
 MIN_READ_BYTES, MAX_READ_BYTES = 1 << 20, 1 << 24
 """Fetched at once for a reader that asks for less; it doubles while a file is read in order."""
 
+SMALL_BYTES = 1 << 16
+"""Of an upload that takes no longer than other requests."""
+
+UPLOADS_AT_ONCE = 4
+"""Parts of a file, of 5 MiB each, that share the link."""
+
 T = TypeVar("T")
 
 
@@ -135,17 +141,22 @@ class ObjectFiles:
         # An Arrow buffer has signed bytes, which obstore takes for numbers.
         content = memoryview(data).cast("B")
         try:
-            self._call(lambda store: obstore.put(store, self._key(path), content, mode=mode))
+            self._call(
+                lambda store: obstore.put(
+                    store, self._key(path), content, mode=mode, max_concurrency=UPLOADS_AT_ONCE
+                ),
+                upload=content.nbytes > SMALL_BYTES,
+            )
         except FileNotFoundError:
             raise OSError(f"there is no bucket {self._bucket.name!r}") from None
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self._prefix, path) if part)
 
-    def _call(self, work: Callable[[S3Store | GCSStore], T]) -> T:
+    def _call(self, work: Callable[[S3Store | GCSStore], T], *, upload: bool = False) -> T:
         """Return what a request answers; raise FileNotFoundError, OSError or a failed condition."""
         with _as_os_error():
-            return interruptible(lambda: work(buckets.connect(self._bucket)))
+            return interruptible(lambda: work(buckets.connect(self._bucket, upload=upload)))
 
 
 class _Reader(io.RawIOBase):

@@ -21,11 +21,11 @@ class Replacement(Generic[M]):
     def __init__(self, storage: Storage, folder: str, kind: type[M]) -> None:
         self._storage, self._folder = storage, folder
         self._path = f"{folder}/{kind.file_name}".lstrip("/")
-        self._found: bytes | None = None
+        self._content: bytes | None = None
         self._old: M | None = None
         with suppress(FileNotFoundError, ArtifactDamaged):
-            self._found = storage.read(self._path)
-            self._old = decode(storage, folder, kind, self._found)
+            self._content = storage.read(self._path)
+            self._old = decode(storage, folder, kind, self._content)
 
     def write(self, path: str, data: bytes) -> FileEntry:
         """Write a file and return its entry.
@@ -46,15 +46,15 @@ class Replacement(Generic[M]):
         Return the manifest with its tables. Raise StorageError if another process has committed
         another artifact since this object was made.
         """
-        manifest, content = encode(self._storage, self._folder, manifest)
+        manifest, new = encode(self._storage, self._folder, manifest)
 
-        def change(found: bytes | None) -> bytes:
-            if found not in (self._found, content):
+        def change(content: bytes | None) -> bytes:
+            if content not in (self._content, new):
                 raise StorageError(
                     f"Another process wrote {self._storage.display(self._path)} in the meantime, "
                     "and it stays. Run again."
                 )
-            return content
+            return new
 
         self._storage.update(self._path, change)
         if self._old:
