@@ -29,7 +29,7 @@ MIN_READ_BYTES, MAX_READ_BYTES = 1 << 20, 1 << 24
 """Fetched at once for a reader that asks for less; it doubles while a file is read in order."""
 
 SMALL_BYTES = 1 << 16
-"""Of an upload that takes no longer than other requests."""
+"""An upload of up to this size is sent at once, even over a slow link."""
 
 UPLOADS_AT_ONCE = 4
 """Parts of a file, of 5 MiB each, that share the link."""

@@ -58,8 +58,8 @@ def test_very_many_entries_are_found_again(storage: Storage) -> None:
     files = tuple(FileEntry(f"{n}", n, f"{n:064}", n or None) for n in range(MAX_LISTED + 1))
     inputs = tuple(FileEntry(f"odd\\{n}", n, f"{n:064}") for n in range(MAX_LISTED + 1))
     commit(storage, "", make(files=files, inputs=inputs))
-    again = load(storage, "", ScoresManifest)
-    assert (again.files, again.inputs) == (files, inputs)
+    loaded = load(storage, "", ScoresManifest)
+    assert (loaded.files, loaded.inputs) == (files, inputs)
     assert len(storage.read("manifest.json")) < 2000
 
 
