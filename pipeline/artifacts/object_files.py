@@ -25,8 +25,9 @@ from pipeline.artifacts.threads import interruptible, parallel_map
 UPDATE_S = 30
 """For an update that is tried again because others change the file."""
 
-MIN_READ_BYTES, MAX_READ_BYTES = 1 << 20, 1 << 24
-"""Fetched at once for a reader that asks for less; it doubles while a file is read in order."""
+MIN_READ_BYTES, MAX_READ_BYTES = 1 << 16, 1 << 24
+"""Fetched at once for a reader that asks for less; it doubles while a file is read in order, also
+if small parts are skipped."""
 
 SMALL_BYTES = 1 << 16
 """An upload of up to this size is sent at once, even over a slow link."""
@@ -195,7 +196,7 @@ class _Reader(io.RawIOBase):
         return wanted
 
     def _fetch(self, wanted: int) -> None:
-        in_order = 0 < self._position - self._start <= len(self._buffer)
+        in_order = 0 < self._position - self._start <= 2 * len(self._buffer)
         self._ahead = min(2 * self._ahead, MAX_READ_BYTES) if in_order else MIN_READ_BYTES
         end = min(self._position + max(wanted, self._ahead), self._size)
         self._buffer = self._files.read_range(self._path, self._position, end, self._e_tag)
