@@ -14,11 +14,12 @@ import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from obstore.store import GCSStore, S3Store
+
+from pipeline.addresses import is_loopback
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
@@ -140,14 +141,6 @@ def _client_options(endpoint: str) -> ClientConfig:
         # A proxy of the environment could not reach it. Given here, it is one that excludes it.
         options |= {"proxy_url": endpoint, "proxy_excludes": host}
     return options
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host of a URL is this machine's loopback."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _aws_credentials(keys: tuple[str, str] | None) -> S3Credential:

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.artifacts.commit import find, verify_file
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
-from pipeline.artifacts.storage import Storage, parallel_map, redact
+from pipeline.artifacts.storage import Storage, redact
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import AS_IS, ImageSpec
 from pipeline.data.array_pairs import Place, array_paths, parse_name, places
 from pipeline.data.layout import data_files, say_skipped

@@ -203,7 +203,8 @@ def test_a_server_that_does_not_answer_is_an_error_within_30_seconds(
 
 WAIT = """
 import signal, sys
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 
 def interrupt(*_):
     raise KeyboardInterrupt
