@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -14,6 +14,9 @@ B = TypeVar("B")
 MAX_THREADS = 32
 """All calls share them, so one inside of another starts few more."""
 
+POLL_S = 0.5
+"""A signal that comes just before a wait begins is handled when the wait ends."""
+
 _free_threads = threading.Semaphore(MAX_THREADS)
 
 
@@ -22,7 +25,7 @@ def interruptible(work: Callable[[], B]) -> B:
 
     Only the main thread handles signals, and only in Python code, so there `work` runs in a thread.
     """
-    return _start(work).result() if _is_main() else work()
+    return _wait(_start(work)) if _is_main() else work()
 
 
 def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
@@ -59,7 +62,7 @@ def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
         if not _is_main():
             work_off()
         for end in ends:
-            end.result()
+            _wait(end)
     finally:
         stopped.set()
     if errors:
@@ -83,3 +86,9 @@ def _start(work: Callable[[], B]) -> Future[B]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def _wait(future: Future[B]) -> B:
+    while wait([future], timeout=POLL_S).not_done:
+        pass
+    return future.result()
