@@ -1,4 +1,4 @@
-"""What is fetched from an object store when a file is read."""
+"""Object files: the requests that reading a file makes."""
 
 from __future__ import annotations
 
