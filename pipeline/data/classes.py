@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.artifacts.storage import parallel_map
+from pipeline.artifacts.threads import parallel_map
 from pipeline.console import say
 from pipeline.data.readers.labels import Label, add_counts
 from pipeline.data.readers.rows import LabelledReader, Reader

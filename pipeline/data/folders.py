@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data import layout
 from pipeline.data.array_pairs import array_paths, find_pairs, open_pairs

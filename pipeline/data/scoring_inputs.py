@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.artifacts.commit import find
 from pipeline.artifacts.manifests import DatasetManifest
-from pipeline.artifacts.storage import Storage, parallel_map, redact
+from pipeline.artifacts.storage import Storage, redact
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import ImageSpec
 from pipeline.data.array_pairs import Place, array_paths, parse_name, places
 from pipeline.data.layout import data_files, say_skipped

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import FileEntry
-from pipeline.artifacts.storage import Fingerprint, Storage, parallel_map
+from pipeline.artifacts.storage import Fingerprint, Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers.rows import RowBatch
 from pipeline.errors import DataError
