@@ -68,9 +68,8 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
         else:
             files = _choose_files(storage, data_files(storage, path))
         if files and files == image_files(files):
-            folder = "" if _has_wildcard(path) else path
             yield from open_image_folder(
-                storage, folder, files, preparation=image.preparation, size=_size(image)
+                storage, files, preparation=image.preparation, size=_size(image)
             )
             return
         if not files:
@@ -173,7 +172,7 @@ def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader
     options: dict[str, Any] = {"preparation": image.preparation, "size": _size(image)}
     suffix = path.lower()
     if is_png_or_jpeg(start):
-        return open_image_folder(storage, path, [path], **options)
+        return open_image_folder(storage, [path], **options)
     if suffix.endswith(TAR_SUFFIXES):
         return [open_tar(storage, path, **options)]
     if is_table(start) or suffix.endswith((*TABLE_SUFFIXES, ".csv")):

@@ -41,7 +41,7 @@ DOWNLOAD_WAIT_S = 3600
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of the splits (at least `train`), and the sha256 of each source file or role.
+    """The rows of the splits (at least `train`), and the sha256 of the files of each role or split.
 
     `train_counts` are the rows of each class in `train`. `num_last_val` is given for a data set in
     random order: that many rows at the end of `train` are `val`, and rows keep their order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ PATH_COLUMN = "path"
 
 @dataclass(frozen=True)
 class ImageFolderReader:
-    """Some image files of a folder, and the labels of their classes if there are any."""
+    """Some image files, and the labels of their classes if there are any."""
 
     storage: Storage
     entry: FileEntry
@@ -117,14 +118,14 @@ def image_files(paths: Sequence[str]) -> list[str]:
 
 def open_image_folder(
     storage: Storage,
-    folder: str,
     paths: Sequence[str],
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
     labels: Mapping[str, int] | None = None,
 ) -> list[ImageFolderReader]:
-    """Return the readers of these image files of a folder, `IMAGES_PER_READER` files each.
+    """Return the readers of these image files, `IMAGES_PER_READER` files each. The path of each is the
+    folder that its files share.
 
     `size` is that of the dataset or model; if there is none, the first file that can be decoded
     decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.
@@ -142,7 +143,7 @@ def open_image_folder(
     for part, fingerprint in zip(parts, fingerprints, strict=True):
         own = [next(files) for _ in part]
         entry = FileEntry(
-            path=folder,
+            path=posixpath.commonpath(part),
             bytes=sum(file.bytes for file in own),
             sha256=digest_of(own),
             rows=len(own),

@@ -82,7 +82,7 @@ class Reader(Protocol):
 
     @property
     def entry(self) -> FileEntry:
-        """The path, size, sha256 and number of rows of the file."""
+        """The path, size, sha256 and number of rows of the file; or of the folder that holds all."""
         ...
 
     @property

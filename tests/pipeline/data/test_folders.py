@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,14 @@ def test_ids_are_positions_in_the_source(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(ids), np.arange(24))
 
 
+@pytest.mark.parametrize("split", ["Training/", ""])
+def test_local_paths_are_those_of_files_that_exist(tmp_path: Path, split: str) -> None:
+    write_pngs(tmp_path / split, ["cat", "dog"])
+    paths = open_at(tmp_path).splits["train"].local_paths
+    assert paths
+    assert all(map(os.path.exists, paths))
+
+
 def test_image_files_without_a_class_are_refused(tmp_path: Path) -> None:
     write_pngs(tmp_path, {".": 3})
     with pytest.raises(DataError, match=r"0.png lies in no folder that names its class.*SPLIT/"):
@@ -282,6 +291,17 @@ def test_a_line_that_says_no_split_is_refused(tmp_path: Path, line: str) -> None
     (tmp_path / "list.txt").write_text(f"all/cat/0.png,train\n{line}\n")
     with pytest.raises(DataError, match=r"list.txt, line 2: .* is not PATH,SPLIT"):
         open_at(tmp_path, split_by="list.txt")
+
+
+def test_another_split_of_the_same_files_is_another_source(tmp_path: Path) -> None:
+    for name in "abc":
+        write_parquet(tmp_path / f"{name}.parquet", seed=ord(name))
+    digests = []
+    for words in (("train", "val", "test"), ("test", "val", "train")):
+        lines = [f"{name}.parquet,{word}" for name, word in zip("abc", words, strict=True)]
+        (tmp_path / "splits.csv").write_text("\n".join(lines))
+        digests.append(open_at(tmp_path, split_by="splits.csv").digests)
+    assert digests[0] != digests[1]
 
 
 def test_a_missing_list_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.sources import encode_png, noise, write_pngs
 
 def open_rows(folder: Path, **options: object) -> Rows:
     storage = Storage(str(folder))
-    return Rows(tuple(open_image_folder(storage, "", storage.files(), **options)))  # type: ignore[arg-type]
+    return Rows(tuple(open_image_folder(storage, storage.files(), **options)))  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 25), st.data())

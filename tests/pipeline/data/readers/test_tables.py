@@ -245,7 +245,7 @@ def test_image_files_are_rows_in_order_of_paths(tmp_path: Path) -> None:
     (tmp_path / "d.jpg").write_bytes(b"none")
     (tmp_path / "notes.txt").write_bytes(b"")
     storage = Storage(str(tmp_path))
-    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage.files()))))
+    rows = Rows(tuple(open_image_folder(storage, image_files(storage.files()))))
     batch = rows.read(0, rows.num_rows, ["path"])
     np.testing.assert_array_equal(batch.images, IMAGES[:2])
     assert batch.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
@@ -264,7 +264,7 @@ def test_ids_continue_from_one_reader_to_the_next(tmp_path: Path) -> None:
 
 def test_an_image_file_removed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(IMAGES[0]))
-    rows = Rows(tuple(open_image_folder(Storage(str(tmp_path)), "", ["a.png"])))
+    rows = Rows(tuple(open_image_folder(Storage(str(tmp_path)), ["a.png"])))
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match="was changed while it was read"):
         rows.read(0, 1)
