@@ -85,7 +85,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class OpenedFolder:
-    """The readers of each split, the sha256 of each role, split or `SPLIT:PATH`, and the classes, if
+    """Readers of each split; the sha256 of each role, split or `SPLIT:PATH`; and the classes, if
     folders name them, with their number of images in `train`."""
 
     readers: Mapping[str, Sequence[Reader]]

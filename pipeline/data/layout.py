@@ -76,8 +76,9 @@ def group_by_folder(storage: Storage, paths: Sequence[str]) -> dict[str, dict[st
 
     The outermost folder that names a split decides, not counting those that all files share. A
     folder of files alone names one only if it and all folders beside it are called as splits are:
-    `train` beside `bus` is a class. If no folder names a split, all files are `train`. The class of a file without another folder is "". Raise
-    DataError if files of other splits exist, but none of `train`.
+    `train` beside `bus` is a class. If no folder names a split, all files are `train`. The class
+    of a file without another folder is "". Raise DataError if files of other splits exist, but none
+    of `train`.
     """
     shared = _num_shared([_folders(path) for path in paths])
     classes = _class_folders(paths)

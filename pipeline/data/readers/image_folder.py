@@ -124,8 +124,9 @@ def open_image_folder(
     size: tuple[int, int] | None = None,
     labels: Mapping[str, int] | None = None,
 ) -> list[ImageFolderReader]:
-    """Return the readers of these image files, `IMAGES_PER_READER` files each. The path of each is the
-    folder that its files share.
+    """Return the readers of these image files, `IMAGES_PER_READER` files each.
+
+    The path in the entry of a reader is the folder that its files share.
 
     `size` is that of the dataset or model; if there is none, the first file that can be decoded
     decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.

@@ -82,7 +82,7 @@ class Reader(Protocol):
 
     @property
     def entry(self) -> FileEntry:
-        """The path, size, sha256 and number of rows of the file; or of the folder that holds all."""
+        """The path, size, sha256 and number of rows of the file, or of the files of a folder."""
         ...
 
     @property

@@ -117,7 +117,7 @@ class TableReader:
         self, table: pa.Table, reasons: dict[int, str]
     ) -> tuple[Int64Array, dict[int, str]]:
         column = table[self.label]
-        if isinstance(self.classes[0], str):
+        if not _is_integer(column.type):
             return index_labels(label_values(column), self.classes)
         zeros = np.zeros(len(column), np.int64)
         return index_labels(decode_integers(column, zeros, reasons, "label"), self.classes)
@@ -246,11 +246,17 @@ def _label_column(schema: pa.Schema) -> str | None:
     if name is None:
         return None
     kind = schema.field(name).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    is_text = any(is_kind(kind) for is_kind in texts)
-    return name if is_text or pa.types.is_integer(kind) else None
+    is_text = any(is_kind(_value_type(kind)) for is_kind in texts)
+    return name if is_text or _is_integer(kind) else None
+
+
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(_value_type(kind)))
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _class_names(name: str, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:

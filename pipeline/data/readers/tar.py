@@ -20,7 +20,6 @@ from pipeline.data.readers.image_folder import SUFFIXES, decode_files, first_sha
 from pipeline.data.readers.labels import (
     Label,
     LabelCounts,
-    Labels,
     add_counts,
     count_labels,
     index_labels,
@@ -54,7 +53,7 @@ class TarReader:
     shape: tuple[int, int]
     fingerprint: Fingerprint
     places: Int64Array = field(compare=False)
-    values: tuple[Label, ...] | None = field(compare=False)
+    values: tuple[str, ...] | None = field(compare=False)
     preparation: Preparation = AS_IS
     classes: tuple[Label, ...] = ()
 
@@ -78,16 +77,9 @@ class TarReader:
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.values is not None and self.classes:
-            labels, unknown = index_labels(self._labels(begin, end), self.classes)
+            labels, unknown = index_labels(self.values[begin:end], self.classes)
             reasons |= unknown
         return RowBatch(ids, images, labels).drop(reasons)
-
-    def _labels(self, begin: int, end: int) -> Labels:
-        assert self.values is not None
-        values = self.values[begin:end]
-        if isinstance(self.classes[0], int):
-            return np.array([v if isinstance(v, int) else -1 for v in values], np.int64)
-        return [str(value) for value in values]
 
     @property
     def labelled(self) -> bool:
@@ -138,7 +130,7 @@ def open_tar(
         shape,
         fingerprint,
         np.array(list(images.values()), np.int64),
-        _numbers_or_text([labels[key] for key in images]) if labels else None,
+        tuple(labels[key] for key in images) if labels else None,
         preparation,
     )
 
@@ -213,18 +205,6 @@ class _Headers:
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size:,} bytes")
         return bytes(self._file.read(size))
-
-
-def _numbers_or_text(labels: Sequence[str]) -> tuple[Label, ...]:
-    """Return labels as numbers if all are."""
-    numbers = {
-        text: int(text)
-        for text in set(labels)
-        if text.isascii() and text.isdigit() and len(text) < 19
-    }
-    if len(numbers) < len(set(labels)):
-        return tuple(labels)
-    return tuple(numbers[text] for text in labels)
 
 
 def _read(file: pa.NativeFile, offset: int, size: int) -> bytes:
