@@ -85,7 +85,7 @@ def _name_classes(names: tuple[str, ...] | None, counts: Mapping[Label, int]) ->
             say(f"{len(absent)} classes are left out, as no image has them: {', '.join(absent)}")
         return Classes(tuple(names[label] for label in labels), tuple(labels))
     # All are numbers, or all text.
-    labels_in_order = tuple(sorted(counts))  # type: ignore[type-var]
+    labels_in_order = tuple(sorted(counts))
     return Classes(tuple(str(label) for label in labels_in_order), labels_in_order)
 
 

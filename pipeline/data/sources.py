@@ -254,6 +254,11 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
             first_id += splits[split].num_rows
     if split_column:
         _check_split_column(splits, split_column)
+    if data.num_val and ("val" in splits or split_column):
+        raise SettingError(
+            f"--data.num-val {data.num_val} does not apply: the source itself says which images "
+            "are val. Leave it out."
+        )
     return Source(
         name=data.name,
         splits=splits,

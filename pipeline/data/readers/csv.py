@@ -234,7 +234,7 @@ def _is_number(value: str) -> bool:
 def _scan(file: pa.NativeFile, start: int) -> tuple[Marks, str]:
     """Return the marks, after a header of `start` bytes, and the sha256 of a file.
 
-    Blank lines at its end are no rows.
+    Blank lines at its end are left out.
     """
     end_of_rows = _find_end(file)
     file.seek(0)
@@ -260,7 +260,7 @@ def _scan(file: pa.NativeFile, start: int) -> tuple[Marks, str]:
 
 def _find_end(file: pa.NativeFile) -> int:
     """Return the position after the last byte that ends no line."""
-    end = file.size()
+    end: int = file.size()
     while end:
         start = max(0, end - CHUNK_BYTES)
         file.seek(start)

@@ -124,8 +124,10 @@ def index_labels(labels: Labels, classes: tuple[Label, ...]) -> tuple[Int64Array
 
 
 def _to_numbers(labels: Sequence[object]) -> Int64Array:
-    known = {label: number_of(label) for label in set(labels) if isinstance(label, str)}
-    numbers = [known.get(label) for label in labels]  # type: ignore[call-overload]
+    known: dict[object, int | None] = {
+        label: number_of(label) for label in set(labels) if isinstance(label, str)
+    }
+    numbers = [known.get(label) for label in labels]
     return np.array([NO_NUMBER if number is None else number for number in numbers], np.int64)
 
 

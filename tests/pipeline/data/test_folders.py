@@ -322,6 +322,17 @@ def test_a_column_says_the_split_of_each_row(tmp_path: Path) -> None:
         open_at(tmp_path / "b.npz", split_by="fold")
 
 
+def test_a_number_of_val_is_refused_if_the_source_says_its_val(tmp_path: Path) -> None:
+    write_pngs(tmp_path / "train", ["cat", "dog"])
+    assert counts(open_at(tmp_path, num_val=3)) == {"train": 12}
+    write_pngs(tmp_path / "val", ["cat", "dog"], seed=1)
+    with pytest.raises(SettingError, match=r"--data.num-val 3 does not apply"):
+        open_at(tmp_path, num_val=3)
+    write_parquet(tmp_path / "a.parquet", fold=["train", "test", "dev"] * 4)
+    with pytest.raises(SettingError, match=r"--data.num-val 3 does not apply"):
+        open_at(tmp_path / "a.parquet", num_val=3, split_by="fold")
+
+
 def test_preparation_of_a_known_data_set_is_not_a_setting(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="do not apply to 'mnist'"):
         open_at(write_idx(tmp_path), name="mnist", size=(28, 28))
