@@ -111,7 +111,7 @@ def index_labels(labels: Labels, classes: tuple[Label, ...]) -> tuple[Int64Array
         unknown = values[indices] != numbers
     else:
         positions = {label: index for index, label in enumerate(classes)}
-        indices = np.array([positions.get(label, -1) for label in labels], np.int64)  # type: ignore[call-overload]
+        indices = np.array([positions.get(label, -1) for label in labels], np.int64)  # type: ignore[arg-type]
         unknown = indices < 0
     indices = np.where(unknown, 0, indices)
     reasons = {

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import cast
@@ -143,30 +142,25 @@ class TableReader:
         return counts
 
 
-_STREAMS = 16
+MAX_STREAMS = 16
 """Places of files that stay open for reading on: those of the runs of a shard."""
+
+_streams: list[tuple[tuple[object, ...], TableStream]] = []
+"""The open places of all files in this process, least recently used first."""
 
 
 def _stream(reader: TableReader, columns: tuple[str, ...], begin: int) -> TableStream:
     """Return a stream of the file that can read on from row `begin` soonest."""
-    streams = _streams(reader, columns)
-    ahead = [stream for stream in streams if stream.can_continue(begin)]
+    key = reader.storage, reader.entry.path, reader.fingerprint, columns
+    ahead = [opened for opened in _streams if opened[0] == key and opened[1].can_continue(begin)]
     if ahead:
-        stream = max(ahead, key=lambda stream: stream.position)
-    elif len(streams) < _STREAMS:
-        stream = _open_stream(reader, columns)
+        stream = max((stream for _, stream in ahead), key=lambda stream: stream.position)
+        _streams.remove((key, stream))
     else:
-        stream = streams[0]
-    if stream in streams:
-        streams.remove(stream)
-    streams.append(stream)
+        old_key, old = _streams.pop(0) if len(_streams) == MAX_STREAMS else (None, None)
+        stream = old if old and old_key == key else _open_stream(reader, columns)
+    _streams.append((key, stream))
     return stream
-
-
-@lru_cache(maxsize=4)
-def _streams(reader: TableReader, columns: tuple[str, ...]) -> list[TableStream]:
-    """Return the open streams of a file, least recently used first."""
-    return []
 
 
 def _open_stream(reader: TableReader, columns: tuple[str, ...]) -> TableStream:

@@ -20,10 +20,13 @@ from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import Preparation
 from pipeline.data.plan import Plan
+from pipeline.data.readers import table_streams
 from pipeline.data.readers.image_folder import image_files, open_image_folder
 from pipeline.data.readers.rows import RowBatch, Rows
+from pipeline.data.readers.table_streams import TableFile, open_table_file
 from pipeline.data.readers.tables import TableReader, open_table
 from pipeline.errors import DataError
+from tests.support.sources import write_parquet
 
 SHAPE = (5, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
@@ -174,6 +177,25 @@ reader = open_table(Storage(sys.argv[1]), "images.parquet")
 sums = [reader.read(begin, begin + 1000, 0, ()).images.sum() for begin in range(0, 100_000, 1000)]
 print(sum(sums), pyarrow.default_memory_pool().max_memory() >> 20)
 """
+
+
+def test_mixed_shards_of_many_files_open_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    names = [write_parquet(tmp_path / f"{n:02}.parquet", 20, n).name for n in range(16)]
+    readers = [reader for name in names if (reader := open_table(storage, name))]
+    opened = list[object]()
+
+    def count(*args: Any) -> TableFile:
+        opened.append(args)
+        return open_table_file(*args)
+
+    monkeypatch.setattr(table_streams, "open_table_file", count)
+    plan = Plan(Rows(tuple(readers)), 0, 320, 16, 0)
+    ids = [plan.read(number).ids for number in range(plan.num_shards)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(ids)), np.arange(320))
+    assert len(opened) == 16
 
 
 def test_a_large_row_group_is_never_whole_in_memory(tmp_path: Path) -> None:
