@@ -27,7 +27,7 @@ from pipeline.data.readers.labels import (
     index_labels,
 )
 from pipeline.data.readers.pixels import image_axes, prepare_rows, to_images
-from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
+from pipeline.data.readers.rows import Ranges, RowBatch, as_data_error, require_unchanged
 from pipeline.data.readers.table_columns import LABEL_NAMES, label_values
 from pipeline.errors import DataError
 
@@ -79,8 +79,8 @@ class CsvReader:
         # The text, and numbers of four bytes twice.
         return 12 * len(self.pixels)
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         if missing := [column for column in columns if column not in self.names]:

@@ -25,7 +25,7 @@ from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers.labels import Label, LabelCounts, add_counts, index_labels, keep_labels
-from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
+from pipeline.data.readers.rows import Ranges, RowBatch, as_data_error, require_unchanged
 from pipeline.data.readers.table_columns import (
     ID,
     IMAGE_NAMES,
@@ -88,8 +88,8 @@ class TableReader:
         # Lists are decoded to numbers of 8 bytes.
         return 8 * prod(self.image.stored or self.shape)
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         needed = [self.image.name]

@@ -24,7 +24,7 @@ from pipeline.data.readers.labels import (
     count_labels,
     index_labels,
 )
-from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
+from pipeline.data.readers.rows import Ranges, RowBatch, as_data_error, require_unchanged
 from pipeline.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -63,8 +63,8 @@ class TarReader:
     def bytes_per_row(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         if columns:
