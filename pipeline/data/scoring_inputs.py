@@ -1,4 +1,4 @@
-"""The inputs of scoring: Parquet, IDX and image files, folders of them, globs, and datasets."""
+"""The inputs of scoring: files of any form, folders of them, globs, and splits of datasets."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
     except OSError as error:
         raise DataError(
             f"--input {redact(name)!r} could not be read ({error.strerror or error}). Give "
-            "Parquet, IDX files of images, a folder of image files, or NAME/VERSION/SPLIT of a "
-            "dataset."
+            "files of images (Parquet, Arrow, IDX, NumPy, CSV, tar, PNG, JPEG), globs or folders "
+            "of them, or NAME/VERSION/SPLIT of a dataset."
         ) from None
 
 

@@ -289,16 +289,3 @@ def require_unchanged(reader: Reader, ranges: Ranges = ()) -> None:
 def source_changed_error(name: str) -> DataError:
     """Return the error for a file that was changed or removed since it was opened."""
     return DataError(f"{name} was changed while it was read. Run again when it is finished.")
-
-
-def require_one_shape(readers: Sequence[Reader]) -> None:
-    """Raise DataError if the readers' images differ in size."""
-    first = readers[0]
-    for reader in readers:
-        if reader.shape != first.shape:
-            sizes = [f"{height} x {width}" for height, width in (first.shape, reader.shape)]
-            raise DataError(
-                f"{first.storage.display(first.entry.path)} has images of {sizes[0]}, but "
-                f"{reader.storage.display(reader.entry.path)} of {sizes[1]}. All must be of one "
-                "size: give it with --data.size, or leave one."
-            )
