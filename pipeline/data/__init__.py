@@ -6,5 +6,6 @@ which split), `folders` and `array_pairs` (the form of a folder's files), `class
 of a source), `scoring_inputs`, `readers` (a package), `draw` and `splits` (rows -> `train`, `val`,
 `test`), `plan` (rows -> shards), `blocks` and `datasource` (rows as Datasets of Ray), `validation`,
 `shards` (the format of datasets), `shard_writer` and `resume` (blocks -> files), `dataset_writer`
-and `streaming` (all of this as tasks of Ray Data), `contact_sheet`.
+and `streaming` (all of this as tasks of Ray Data), `ray_dataset` (for functions of one's own),
+`contact_sheet`.
 """

@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import UInt64Array
-from pipeline.artifacts.commit import commit, write_file
+from pipeline.artifacts.commit import find
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.console import say
 from pipeline.contract import ImageSpec
 from pipeline.data import blocks, shards, validation
@@ -29,7 +31,7 @@ from pipeline.data.resume import restore_shards
 from pipeline.data.shard_writer import ExistingShard, Shard, ShardWriter
 from pipeline.data.shards import LabeledImages
 from pipeline.data.splits import Pool, SplitRule
-from pipeline.data.streaming import stream, to_block, to_result
+from pipeline.data.streaming import result_block, stream
 from pipeline.data.validation import SplitStats
 
 
@@ -43,6 +45,11 @@ class Output:
     entries: list[FileEntry] = field(default_factory=list)
     stats: dict[str, SplitStats] = field(default_factory=lambda: defaultdict(SplitStats))
     hashes: dict[str, list[UInt64Array]] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows that were written or rejected."""
+        return sum(s.rows + s.rejects.total() for s in self.stats.values())
 
     def add_rows(self, split: str, rows: LabeledImages) -> None:
         """Add valid rows of a split."""
@@ -79,7 +86,7 @@ class DatasetWriter(ShardWriter):
 
     def write_block(self, block: pa.Table) -> pa.Table:
         """Write the shards of a block as it was read; return the `Output` as a result."""
-        return to_block(to_result(len(block), self.write_shards(block)))
+        return result_block(len(block), self.write_shards(block))
 
     def write_shards(self, block: pa.Table) -> Output:
         """Write the shards of a block as it was read."""
@@ -134,6 +141,7 @@ def write_pool(pool: Pool, writer: DatasetWriter, *, keep: bool) -> Iterator[tup
 def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output) -> DatasetManifest:
     """Write the summary and the contact sheet of a dataset, and commit it with its files."""
     folder, image = f"datasets/{manifest.ref}", manifest.image
+    replacement = Replacement(storage, folder, DatasetManifest)
     files = sorted(written.entries, key=lambda entry: entry.path)
     rows = {split: written.stats[split].rows for split in SPLITS if split in written.stats}
     manifest = manifest.model_copy(update={"files": tuple(files), "rows": rows})
@@ -143,12 +151,19 @@ def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output)
     summary_json = json.dumps(summary, indent=2) + "\n"
     first_shard = shards.read(storage, manifest, manifest.shards("train")[:1])
     others = (
-        write_file(storage, folder, "summary.json", summary_json.encode()),
-        write_file(storage, folder, "contact.png", contact_sheet(first_shard, image)),
+        replacement.write("summary.json", summary_json.encode()),
+        replacement.write("contact.png", contact_sheet(first_shard, image)),
     )
     manifest = manifest.model_copy(update={"files": (*files, *others)})
-    commit(storage, folder, manifest)
+    replacement.commit(manifest)
     return manifest
+
+
+def delete_new(storage: Storage, folder: str, paths: set[str]) -> None:
+    """Delete files that were written now, except those of a dataset that is there already."""
+    live = find(storage, folder, DatasetManifest)
+    kept = {entry.path for entry in live.files} if live else set()
+    parallel_map(lambda path: storage.delete(f"{folder}/{path}"), paths - kept)
 
 
 def _to_labeled(rows: pa.Table) -> LabeledImages:

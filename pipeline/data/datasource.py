@@ -1,4 +1,4 @@
-"""The images of sources as Datasets of Ray: `read_images`, and the `Datasource` behind it.
+"""Shards of plans as Datasets of Ray.
 
 A read task covers some shards of a plan. Ray Data runs the functions that follow by `map_batches`
 in the same task, so images do not pass through the object store.
@@ -20,10 +20,8 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipeline.cluster import resources
-from pipeline.config import Data
 from pipeline.data.blocks import to_block
 from pipeline.data.plan import Plan
-from pipeline.data.sources import open_source
 
 TASK_BYTES = 64 << 20
 """Bytes of images in a task, unless a single shard has more."""
@@ -44,39 +42,18 @@ PROCESS_BYTES = 256 << 20
 """Memory of a worker process before it reads."""
 
 
-def read_images(data: Data | str, *, columns: Sequence[str] = ()) -> Dataset:
-    """Return all images of a source, as the settings or a path name it, as a Dataset of Ray.
-
-    Columns: `id` int64, `image` uint8 (height, width), `label` int64 (an index into the source's
-    class names), `columns` of the source, and those of `blocks`: `_error` is the reason why a row
-    cannot be used, or null.
-
-    Ray is started as by `ray.init()` if it does not run. Raise the errors of `open_source`.
-    """
-    if not ray.is_initialized():
-        ray.init()
-    if isinstance(data, str):
-        data = Data(name="images", source=data)
-    source = open_source(data)
-    tasks = [
-        task
-        for split, rows in source.splits.items()
-        for task in plan_tasks(
-            Plan(rows, 0, rows.num_rows, data.rows_per_shard), split, columns=columns
-        )
-    ]
-    # No memory is reserved: Ray fuses operations that reserve the same, and others reserve none.
-    return read_tasks(tasks, memory=None)
-
-
 @dataclass(frozen=True)
 class ShardTask:
-    """The shards of a plan that a task reads, all of one split."""
+    """The shards of a plan that a task reads, and the function that it applies to each, if any.
+
+    `split` is that of the files.
+    """
 
     plan: Plan
     split: str
     numbers: Sequence[int]
     columns: Sequence[str] = ()
+    function: Callable[[pa.Table], pa.Table] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -84,28 +61,25 @@ class ShardTask:
 
 
 def plan_tasks(
-    plan: Plan, split: str, *, columns: Sequence[str] = (), numbers: Sequence[int] | None = None
-) -> list[ShardTask]:
-    """Divide the shards of a plan, or those with these numbers, among tasks of the cluster."""
-    return divide(plan, split, num_cpus=resources.num_cpus(), columns=columns, numbers=numbers)
-
-
-def divide(
     plan: Plan,
     split: str,
     *,
-    num_cpus: int,
     columns: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
+    function: Callable[[pa.Table], pa.Table] | None = None,
+    num_cpus: int | None = None,
 ) -> list[ShardTask]:
-    """Divide the shards of a plan, or those with these numbers, among tasks for so many CPUs."""
+    """Divide the shards of a plan, or those with these numbers, among tasks for so many CPUs.
+
+    By default these are the CPUs of the cluster.
+    """
     numbers = range(plan.num_shards) if numbers is None else numbers
     shard_bytes = max(1, min(plan.rows_per_shard, plan.num_rows) * _row_bytes(plan))
-    num_tasks = TASKS_PER_CPU * num_cpus
+    num_tasks = TASKS_PER_CPU * (num_cpus or resources.num_cpus())
     size = min(MAX_SHARDS_PER_TASK, TASK_BYTES // shard_bytes, len(numbers) // num_tasks)
     size = max(1, size)
     return [
-        ShardTask(plan, split, numbers[start : start + size], columns)
+        ShardTask(plan, split, numbers[start : start + size], columns, function)
         for start in range(0, len(numbers), size)
     ]
 
@@ -121,8 +95,6 @@ def read_tasks(tasks: Sequence[ShardTask], **remote_args: Any) -> Dataset:
     dataset: Dataset = ray.data.read_datasource(
         ImageDatasource(tasks), override_num_blocks=len(tasks), **options
     )
-    # A task returns its shards in one block; Ray would cut or join blocks to 128 MiB.
-    dataset.context.target_max_block_size = None
     return dataset
 
 
@@ -135,6 +107,11 @@ def map_blocks(
     """
     options = {"batch_size": None, "batch_format": "pyarrow", **_reserved(tasks), **options}
     return dataset.map_batches(function, **options)
+
+
+def shard_memory(plan: Plan) -> int:
+    """Return the bytes of memory that a task needs for one shard."""
+    return PROCESS_BYTES + COPIES * min(plan.rows_per_shard, plan.num_rows) * _row_bytes(plan)
 
 
 def _reserved(tasks: Iterable[ShardTask]) -> dict[str, Any]:
@@ -162,10 +139,12 @@ class ImageDatasource(Datasource):
         data_context: DataContext | None = None,
     ) -> list[ReadTask]:
         """Return a read task for each task, however many are asked for."""
-        plans = {id(task.plan): ray.put(task.plan) for task in self._unique_plans()}
+        # Large, and the same for many tasks: they are put into the object store once.
+        by_plan = {id(task.plan): task for task in self._tasks}
+        shared = {key: ray.put((task.plan, task.function)) for key, task in by_plan.items()}
         return [
             ReadTask(
-                partial(_read, plans[id(task.plan)], task.split, task.numbers, task.columns),
+                partial(_read, shared[id(task.plan)], task.split, task.numbers, task.columns),
                 BlockMetadata(
                     num_rows=task.num_rows,
                     size_bytes=task.num_rows * _row_bytes(task.plan),
@@ -177,22 +156,20 @@ class ImageDatasource(Datasource):
             for task in self._tasks
         ]
 
-    def _unique_plans(self) -> Iterable[ShardTask]:
-        return {id(task.plan): task for task in self._tasks}.values()
-
 
 def _read(
-    plan_ref: ray.ObjectRef[Plan], split: str, numbers: Sequence[int], columns: Sequence[str]
+    shared: ray.ObjectRef[Any], split: str, numbers: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
-    plan = _get_plan(plan_ref)
+    plan, function = _get(shared)
     for number in numbers:
-        yield to_block(plan.read(number, columns), split=split, shard=number)
+        block = to_block(plan.read(number, columns), split=split, shard=number)
+        yield function(block) if function else block
 
 
 @lru_cache(maxsize=2)
-def _get_plan(plan_ref: ray.ObjectRef[Plan]) -> Plan:
+def _get(shared: ray.ObjectRef[Any]) -> Any:
     # A plan with many files takes long to unpack, and a worker runs many tasks of it.
-    return ray.get(plan_ref)
+    return ray.get(shared)
 
 
 def _row_bytes(plan: Plan) -> int:

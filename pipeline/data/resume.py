@@ -7,9 +7,10 @@ from typing import Any
 
 import ray.data
 
+from pipeline.data.datasource import shard_memory
 from pipeline.data.plan import Plan
 from pipeline.data.shard_writer import ShardWriter
-from pipeline.data.streaming import stream, to_result
+from pipeline.data.streaming import result_row, stream
 
 SHARDS_PER_TASK = 64
 
@@ -31,11 +32,12 @@ def restore_shards(writer: ShardWriter, plan: Plan) -> Iterator[tuple[int, Any]]
     def restore(item: Mapping[str, Any]) -> dict[str, Any]:
         shard = writer.read_existing(item["paths"], item["rows"])
         value = (item["number"], writer.describe(shard)) if shard else None
-        return to_result(item["rows"], value)
+        return result_row(item["rows"], value)
 
     num_rows = sum(plan.shard_rows(number) for number in numbers)
     dataset = ray.data.from_items(items, override_num_blocks=-(-len(items) // SHARDS_PER_TASK))
-    restored = dataset.map(restore)
+    # A shard is decoded whole.
+    restored = dataset.map(restore, memory=shard_memory(plan))
     for value in stream(restored, "verify", num_rows):
         if value:
             yield value

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from pipeline.artifacts.commit import find, verify_file
-from pipeline.artifacts.manifests import DatasetManifest, FileEntry
+from pipeline.artifacts.commit import find
+from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage, parallel_map, redact
-from pipeline.contract import AS_IS, ImageSpec
+from pipeline.contract import ImageSpec
 from pipeline.data.array_pairs import Place, array_paths, parse_name, places
 from pipeline.data.layout import data_files, say_skipped
 from pipeline.data.readers.arrays import open_array_file, open_arrays
 from pipeline.data.readers.csv import open_csv
+from pipeline.data.readers.dataset_shard import ShardReader
 from pipeline.data.readers.image_folder import image_files, open_image_folder
 from pipeline.data.readers.rows import Reader, Rows
-from pipeline.data.readers.table_columns import ImageColumn
 from pipeline.data.readers.table_streams import is_table
-from pipeline.data.readers.tables import TABLE_SUFFIXES, TableReader, has_images, open_table
+from pipeline.data.readers.tables import TABLE_SUFFIXES, has_images, open_table
 from pipeline.data.readers.tar import TAR_SUFFIXES, open_tar
 from pipeline.errors import DataError
 from pipeline.images.decode import is_png_or_jpeg
@@ -53,9 +52,10 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
         split = name.rpartition("/")[2]
         if not dataset.shards(split):
             raise DataError(f"--input {name!r}: the splits are {', '.join(dataset.rows)}.")
-        yield from parallel_map(
-            lambda entry: _open_shard(root, dataset, entry), dataset.shards(split)
-        )
+        folder, shards = f"datasets/{dataset.ref}", dataset.shards(split)
+        times = parallel_map(lambda entry: root.fingerprint(f"{folder}/{entry.path}"), shards)
+        for entry, fingerprint in zip(shards, times, strict=True):
+            yield ShardReader(root, folder, entry, dataset.image, fingerprint)
         return
     folder, path = _split_path(name)
     storage = Storage(folder)
@@ -146,20 +146,6 @@ def _find_dataset(root: Storage, name: str) -> DatasetManifest | None:
     if len(components) != 3 or not all(components):
         return None
     return find(root, f"datasets/{components[0]}/{components[1]}", DatasetManifest)
-
-
-def _open_shard(root: Storage, dataset: DatasetManifest, entry: FileEntry) -> TableReader:
-    """Open a shard after checking its digest.
-
-    Shape and classes come from the manifest; the footer is not read.
-    """
-    folder = f"datasets/{dataset.ref}"
-    path = f"{folder}/{entry.path}"
-    fingerprint = root.fingerprint(path)
-    verify_file(root, folder, entry)
-    shape = dataset.image.shape
-    image = ImageColumn("image", shape, shape, None, (*shape, 1), AS_IS)
-    return TableReader(root, replace(entry, path=path), image, fingerprint, own_ids=True)
 
 
 def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader]:

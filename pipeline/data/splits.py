@@ -22,7 +22,7 @@ from pipeline.data.layout import SPLITS, WORDS, split_of
 from pipeline.data.plan import Plan
 from pipeline.data.readers.rows import Rows
 from pipeline.data.sources import Source
-from pipeline.data.streaming import stream, to_block, to_result
+from pipeline.data.streaming import result_block, stream
 from pipeline.errors import DataError, SettingError
 
 HASH = "_hash"
@@ -175,6 +175,18 @@ def draw_counts(source: Source, data: Data) -> dict[str, Int64Array]:
     return counts
 
 
+def assign_splits(pool: Pool, counts: Mapping[str, Int64Array], seed: int) -> Pool:
+    """Return a pool whose rule knows all splits of its rows; read the rows first if it must.
+
+    `counts` are those of `draw_counts`.
+    """
+    if pool.rule.column:
+        return hash_splits(pool)
+    if pool.rule.split == "train" and counts:
+        return draw_splits(pool, counts, seed)
+    return pool
+
+
 def draw_splits(pool: Pool, counts: Mapping[str, Int64Array], seed: int) -> Pool:
     """Read all rows of a pool, and return it with the images that are drawn for splits.
 
@@ -233,7 +245,7 @@ def _map_pool(
     tasks = plan_tasks(pool.plan, pool.rule.split, columns=[column] if column else [])
 
     def compute(block: pa.Table) -> pa.Table:
-        return to_block(to_result(len(block), function(pool.rule.apply(block), **options)))
+        return result_block(len(block), function(pool.rule.apply(block), **options))
 
     images = read_tasks(tasks)
     yield from stream(map_blocks(images, compute, tasks), title, pool.plan.num_rows)

@@ -15,14 +15,14 @@ from pipeline.console import progress
 from pipeline.errors import UserError
 
 
-def to_result(num_rows: int, value: object) -> dict[str, Any]:
+def result_row(num_rows: int, value: object) -> dict[str, Any]:
     """Return what a task computed from so many rows as a row of a Dataset."""
     return {"rows": num_rows, "value": pickle.dumps(value)}
 
 
-def to_block(result: dict[str, Any]) -> pa.Table:
-    """Return a result as a block."""
-    return pa.Table.from_pylist([result])
+def result_block(num_rows: int, value: object) -> pa.Table:
+    """Return the same as a block of one row."""
+    return pa.Table.from_pylist([result_row(num_rows, value)])
 
 
 def stream(dataset: ray.data.Dataset, title: str, num_rows: int) -> Iterator[Any]:
@@ -33,6 +33,8 @@ def stream(dataset: ray.data.Dataset, title: str, num_rows: int) -> Iterator[Any
     context = dataset.context
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    # The shards of a task stay in one block; Ray would cut it at 128 MiB.
+    context.target_max_block_size = None
     # Otherwise Ray wraps the task's exception, and a UserError would not be seen.
     context.raise_original_map_exception = True
     failure = None

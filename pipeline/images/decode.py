@@ -24,6 +24,11 @@ JPEG = b"\xff\xd8\xff"
 PNG_HEADER = struct.Struct(">8x4x4sIIB")
 """Signature; length, then type of the first chunk, which is IHDR; width, height and bits."""
 
+PNG_CHUNK = struct.Struct(">I4s")
+"""Length of the data and type of a chunk. The data and the checksum of both follow."""
+
+PNG_CHECKSUM = struct.Struct(">I")
+
 MIN_OF_16_BITS = 1 << 14
 """Least brightest value, of 65,535, of an image that uses its 16 bits."""
 
@@ -80,11 +85,11 @@ def decode_grayscale(data: bytes, *, colour: bool = True, enough: int | None = N
         width, height, bits = _png_header(data)
         _check_size((width, height))
     try:
-        with _open(data, kind) as image:
+        if kind == "PNG":
+            # Otherwise a truncated or altered file may still decode.
+            _check_checksums(data)
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(image.size)
-            # Checksums: otherwise a truncated or altered file may still decode.
-            image.verify()
-        with _open(data, kind) as image:
             if enough:
                 image.draft(None, (enough, enough))
             pixels = _to_grayscale(image, colour=colour)
@@ -99,8 +104,17 @@ def decode_grayscale(data: bytes, *, colour: bool = True, enough: int | None = N
     return pixels
 
 
-def _open(data: bytes, kind: str) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=[kind])
+def _check_checksums(data: bytes) -> None:
+    """Raise ValueError if a chunk of a PNG is altered, struct.error if the file is truncated."""
+    view = memoryview(data)
+    end, kind = len(PNG), b""
+    while kind != b"IEND":
+        length, kind = PNG_CHUNK.unpack_from(data, end)
+        start, end = end + 4, end + PNG_CHUNK.size + length
+        (checksum,) = PNG_CHECKSUM.unpack_from(data, end)
+        if zlib.crc32(view[start:end]) != checksum:
+            raise ValueError("a checksum is wrong")
+        end += PNG_CHECKSUM.size
 
 
 def _png_header(data: bytes) -> tuple[int, int, int]:
@@ -133,6 +147,8 @@ def _to_grayscale(image: Image.Image, *, colour: bool) -> UInt8Array:
         image = image.transpose(turn)
     if image.has_transparency_data:
         image = _fill_background(image.convert("RGBA"))
+    if image.mode in ("L", "LA", "1"):
+        return np.array(image.convert("L") if image.mode != "L" else image)
     if not colour:
         require_grey(np.asarray(image.convert("RGB")))
     return np.array(image.convert("L"))

@@ -24,7 +24,13 @@ from pipeline.config import Data, Preprocess
 from pipeline.console import say, warn
 from pipeline.contract import ImageSpec
 from pipeline.data import splits, validation
-from pipeline.data.dataset_writer import DatasetWriter, Output, commit_dataset, write_pool
+from pipeline.data.dataset_writer import (
+    DatasetWriter,
+    Output,
+    commit_dataset,
+    delete_new,
+    write_pool,
+)
 from pipeline.data.layout import SPLITS
 from pipeline.data.shard_writer import REJECTED
 from pipeline.data.sources import Source, open_source
@@ -59,20 +65,20 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
         with storage.locked(f"{folder}/.lock"):
             resources.require_shared(storage, folder)
             image = ImageSpec(*source.shape, source.class_names, source.preparation)
-            written, new = Output(), list[str]()
+            written, new = Output(), set[str]()
             for pool in pools:
                 pool = _complete(pool, counts, data, written.hashes)
                 writer = DatasetWriter(storage, folder, image, pool.rule, pool.plan.num_shards)
                 for output, is_new in write_pool(pool, writer, keep=not settings.force):
                     written.merge(output)
-                    new += [entry.path for entry in output.entries] if is_new else []
+                    new |= {entry.path for entry in output.entries} if is_new else set()
+            assert written.num_rows == sum(rows.num_rows for rows in source.splits.values())
             quarantine = data.on_bad_row == "quarantine"
             try:
                 stats = {split: written.stats[split] for split in SPLITS}
                 validation.raise_if_invalid(stats, image.class_names, quarantine=quarantine)
             except DataError:
-                for path in new:
-                    storage.delete(f"{folder}/{path}")
+                delete_new(storage, folder, new)
                 raise
             manifest = DatasetManifest(
                 name=source.name,
@@ -115,9 +121,4 @@ def _complete(
     """Return a pool that knows its later splits; `hashes` are those of the pools written before."""
     later = np.sort(np.concatenate([NO_HASHES, *(part for own in hashes.values() for part in own)]))
     rule = replace(pool.rule, later_hashes=dict.fromkeys(SPLITS, later))
-    pool = pool._replace(rule=rule)
-    if rule.column:
-        return splits.hash_splits(pool)
-    if rule.split == "train" and counts:
-        return splits.draw_splits(pool, counts, data.seed)
-    return pool
+    return splits.assign_splits(pool._replace(rule=rule), counts, data.seed)

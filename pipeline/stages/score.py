@@ -30,7 +30,7 @@ from pipeline.data.resume import restore_shards
 from pipeline.data.scoring_inputs import open_input
 from pipeline.data.shard_writer import REJECTED, Shard, ShardWriter
 from pipeline.data.shards import encode_parquet
-from pipeline.data.streaming import stream, to_block, to_result
+from pipeline.data.streaming import result_block, stream
 from pipeline.errors import DataError, SettingError
 from pipeline.models.predictor import Predictor
 
@@ -210,7 +210,7 @@ class Scorer:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         entries = self.writer.write(self._iter_shards(block))
-        return to_block(to_result(len(block), entries))
+        return result_block(len(block), entries)
 
     def _iter_shards(self, block: pa.Table) -> Iterator[Shard]:
         for number, rows in blocks.iter_shards(block):

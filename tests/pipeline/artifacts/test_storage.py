@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import threading
@@ -196,3 +197,12 @@ def test_the_folder_of_a_root_keeps_its_options(tmp_path: Path) -> None:
     assert (folder.root, name) == ("s3://key:secret@bucket/a?endpoint_override=h:1/x", "b.npz")
     folder, name = Storage(str(tmp_path / "a?b.npz")).split()
     assert (folder.root, name) == (str(tmp_path), "a?b.npz")
+
+
+def test_a_large_file_is_hashed_in_parts(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytes(range(256)) * 10
+    storage.write("file", content)
+    assert storage.sha256("file") == hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr("pipeline.artifacts.storage.PART_BYTES", 1000)
+    parts = [hashlib.sha256(content[start : start + 1000]).digest() for start in (0, 1000, 2000)]
+    assert storage.sha256("file") == hashlib.sha256(b"".join(parts)).hexdigest()

@@ -17,7 +17,7 @@ from pipeline.artifacts.commit import commit, find
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import ImageSpec
-from pipeline.data.datasource import ImageDatasource, divide
+from pipeline.data.datasource import ImageDatasource, plan_tasks
 from pipeline.data.plan import Plan
 from pipeline.data.readers.array_format import ArrayInfo
 from pipeline.data.readers.arrays import ArrayFile, ArrayReader
@@ -30,7 +30,7 @@ shape = (SHARDS * 10_000, 28, 28)
 entry = FileEntry("images.npy", 128 + 784 * shape[0], "0" * 64, shape[0])
 images = ArrayFile(storage, entry, ArrayInfo(128, "|u1", shape, "0" * 64), (0, 0))
 plan = Plan(Rows((ArrayReader(images, (28, 28, 1), (28, 28)),)), 0, shape[0], 10_000, seed=0)
-tasks = divide(plan, "train", num_cpus=1000)
+tasks = plan_tasks(plan, "train", num_cpus=1000)
 datasource = ImageDatasource(tasks)
 assert sum(task.num_rows for task in tasks) == shape[0]
 assert datasource.estimate_inmemory_data_size() > 784 * shape[0]

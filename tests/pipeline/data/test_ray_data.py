@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ import pytest
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data
-from pipeline.contract import ImageSpec
 from pipeline.data.catalog import ROLES
-from pipeline.data.datasink import DatasetSink
-from pipeline.data.datasource import map_blocks, plan_tasks, read_images, read_tasks
+from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
 from pipeline.data.plan import Plan
+from pipeline.data.ray_dataset import DatasetSink, read_images
 from pipeline.data.readers import idx_format
 from pipeline.data.shards import read_split
 from pipeline.data.sources import open_source
@@ -47,7 +47,7 @@ def test_a_source_is_a_dataset_of_ray(source: Path) -> None:
     table = read_images(str(source)).to_pandas().sort_values("id")
     np.testing.assert_array_equal(np.stack(table["image"]), IMAGES)
     np.testing.assert_array_equal(table["label"], LABELS)
-    assert list(table["_split"]) == ["train"] * 40 + ["test"] * 10
+    assert Counter(table["_split"]) == {"train": 34, "val": 6, "test": 10}
     assert table["_error"].isna().all()
 
 
@@ -55,21 +55,33 @@ def test_own_functions_stand_between_reading_and_writing(source: Path, tmp_path:
     def invert(batch: dict[str, Any]) -> dict[str, Any]:
         return batch | {"image": 255 - batch["image"]}
 
-    root = str(tmp_path / "root")
-    image = ImageSpec(6, 5, ("a", "b", "c"))
-    sink = DatasetSink(root, "inverted", image, inputs=["source", "invert"])
-    images = read_images(Data(name="digits", source=str(source), rows_per_shard=16))
-    inverted = images.map_batches(invert, batch_size=None)
-    inverted.write_datasink(sink)
-    assert sink.manifest.rows == {"train": 40, "val": 0, "test": 10}
-    train = read_split(Storage(root), sink.manifest, "train")
-    np.testing.assert_array_equal(train.images[np.argsort(train.ids)], 255 - IMAGES[:40])
+    data = Data(name="digits", source=str(source), rows_per_shard=16)
+    sink = DatasetSink(str(tmp_path), "inverted", open_source(data), functions=["invert"])
+    images = read_images(data).map_batches(invert, batch_size=None)
+    images.random_shuffle(seed=0).write_datasink(sink)
+    assert sink.manifest.rows == {"train": 34, "val": 6, "test": 10}
+    assert len(sink.manifest.files) < 20
+    train = read_split(Storage(str(tmp_path)), sink.manifest, "train")
+    for image, position in zip(train.images, train.ids, strict=True):
+        np.testing.assert_array_equal(image, 255 - IMAGES[position])
 
 
-def test_columns_that_writing_needs_must_be_kept(source: Path, tmp_path: Path) -> None:
-    sink = DatasetSink(str(tmp_path), "x", ImageSpec(6, 5, ("a", "b", "c")), inputs=None)
-    with pytest.raises(DataError, match="lack the columns _shard"):
-        read_images(str(source)).drop_columns(["_shard"]).write_datasink(sink)
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda batch: {"image": batch["image"]}, "lack the columns _error, _split, id, label"),
+        (lambda batch: batch | {"image": batch["image"][:, :4]}, r"Images are \(4, 5\)"),
+        (lambda batch: batch | {"label": batch["label"] + 1}, "not all from 0 to 2"),
+        (lambda batch: batch | {"_split": ["train"] * len(batch["id"])}, "the split 'val'"),
+    ],
+)
+def test_blocks_that_are_no_dataset_are_refused(
+    source: Path, tmp_path: Path, function: Any, message: str
+) -> None:
+    opened = open_source(Data(name="digits", source=str(source)))
+    sink = DatasetSink(str(tmp_path), "x", opened, functions=None)
+    with pytest.raises(DataError, match=message):
+        read_images(str(source)).map_batches(function, batch_size=None).write_datasink(sink)
 
 
 def test_images_do_not_pass_through_the_object_store(source: Path) -> None:
