@@ -284,5 +284,5 @@ def test_a_damaged_model_is_refused_before_scoring(artifacts: Artifacts, tmp_pat
 
 
 def test_a_missing_input_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Give Parquet, IDX files of images"):
+    with pytest.raises(DataError, match="Give files of images"):
         run(artifacts, tmp_path / "nowhere", tmp_path / "out")
