@@ -46,7 +46,7 @@ ENVIRONMENT = {
     "RAY_ADDRESS": "GCS address of a Ray cluster to join. Without it a local Ray is started.",
     "RAY_AUTH_TOKEN": "Token of the Ray cluster. A local Ray gets a random one.",
     "RAY_TMPDIR, TMPDIR": (
-        "Folder of Ray's sockets and logs, of at most 39 bytes. If it cannot be used, `/tmp` is, "
+        "Folder of Ray's sockets and logs, of at most 27 bytes. If it cannot be used, `/tmp` is, "
         "with a warning."
     ),
     "HOME": "Needed. It holds the download cache, unless `--data.cache` is given.",

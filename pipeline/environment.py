@@ -15,9 +15,9 @@ from pipeline.errors import ResourcesMissing, SettingError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-MAX_FOLDER_BYTES = 39
-"""Longest path of the folder for temporary files. Ray puts sockets into it, under names of 68
-bytes, and Linux allows 107 bytes for the path of a socket."""
+MAX_FOLDER_BYTES = 27
+"""Longest path of the folder for temporary files. HAProxy puts a socket into it, under a name of 70
+bytes, and allows 97 bytes for its path; Ray's sockets allow 39 bytes."""
 
 MIN_FILES = 128
 """Files that a process of a local Ray opens, rounded up."""
@@ -92,7 +92,7 @@ def _problem(folder: str) -> str:
         return "is not an absolute path"
     length = len(os.fsencode(folder))
     if length > MAX_FOLDER_BYTES:
-        return f"has {length} bytes, but Ray's sockets there allow {MAX_FOLDER_BYTES}"
+        return f"has {length} bytes, but sockets there allow {MAX_FOLDER_BYTES}"
     probe = Path(folder, f".{uuid4().hex}")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

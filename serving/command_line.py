@@ -47,7 +47,7 @@ def serve_until_stopped(settings: ServerSettings) -> None:
     if grpc_port is not None:
         grpc_port = grpc_port or free_grpc
         _require_free(settings.host, grpc_port)
-    with TemporaryDirectory(prefix="serving-", ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix="s-", ignore_cleanup_errors=True) as folder:
         # Who started a cluster has decided how it serves: its environment is set already.
         if not os.environ.get("RAY_ADDRESS") and sys.platform == "linux":
             environment = ray_hooks.ingress_environment(
@@ -106,8 +106,8 @@ def _wait_until_ready(url: str) -> None:
                 return
         time.sleep(0.05)
     raise ResourcesMissing(
-        f"The model is loaded, but {url} does not answer. See the logs in "
-        "/tmp/ray/session_latest/logs/serve, then start the server again."
+        f"The model is loaded, but {url} does not answer. See the logs in {_logs()}, then start "
+        "the server again."
     )
 
 
@@ -123,9 +123,17 @@ def _announce(model: str, url: str, grpc: str | None) -> None:
     print(f"serving {model} at {url}{f' and grpc://{grpc}' if grpc else ''}", flush=True)
     print(
         f"Try: curl --data-binary @digit.png {url}/predict (Ctrl-C stops the server; "
-        "its logs are in /tmp/ray/session_latest/logs/serve)",
+        f"its logs are in {_logs()})",
         file=sys.stderr,
     )
+
+
+def _logs() -> str:
+    """Return the folder of Serve's logs. Ray's own folder is chosen as Ray itself does it."""
+    import ray
+
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return f"{folder}/ray/{ray.get_runtime_context().get_session_name()}/logs/serve"
 
 
 def _require_free(host: str, port: int) -> None:

@@ -34,7 +34,7 @@ from serving.errors import ImageInvalid
 from serving.protocol.image_input import read_image
 from serving.protocol.v1 import parse_instances
 
-COUNT = 12
+COUNT = 6
 
 SIZE = (20, 24)
 """Height and width of the images that people bring."""

@@ -60,13 +60,6 @@ def read_file(storage: Storage, folder: str, entry: FileEntry) -> bytes:
         return data
 
 
-def verify_file(storage: Storage, folder: str, entry: FileEntry) -> None:
-    """Verify a file as `read_file` does, but never hold it whole in memory."""
-    with _open_file(storage, folder, entry) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        _check_digest(storage, folder, entry, sha256, file.size())
-
-
 @contextmanager
 def _open_file(storage: Storage, folder: str, entry: FileEntry) -> Iterator[pa.NativeFile]:
     path = _join(folder, entry.path)

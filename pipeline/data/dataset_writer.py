@@ -159,7 +159,7 @@ def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output)
 
 
 def delete_new(storage: Storage, folder: str, paths: set[str]) -> None:
-    """Delete files that were written now, except those of a dataset that is there already."""
+    """Delete files that were written now, except those of a dataset that exists already."""
     live = find(storage, folder, DatasetManifest)
     kept = {entry.path for entry in live.files} if live else set()
     parallel_map(lambda path: storage.delete(f"{folder}/{path}"), paths - kept)

@@ -95,12 +95,9 @@ def decode_grayscale(data: bytes, *, colour: bool = True, enough: int | None = N
             pixels = _to_grayscale(image, colour=colour)
     except DECODE_ERRORS:
         raise DataError(f"The {kind} is damaged and cannot be read. Save it again.") from None
-    brightest = int(pixels.max()) << 8
-    if bits == 16 and 0 < brightest < MIN_OF_16_BITS:
-        raise DataError(
-            f"The PNG has 16 bits a pixel, but uses only the lower {brightest.bit_length()}: it "
-            "would be nearly black. Scale its values to 65,535, or save it with 8 bits."
-        )
+    if bits == 16:
+        # Pillow gives colours of 16 bits as 8.
+        _check_bits(int(pixels.max()) << 8)
     return pixels
 
 
@@ -137,10 +134,20 @@ def _check_size(size: tuple[int, int]) -> None:
         )
 
 
+def _check_bits(brightest: int) -> None:
+    if 0 < brightest < MIN_OF_16_BITS:
+        raise DataError(
+            f"The PNG has 16 bits a pixel, but uses only the lower {brightest.bit_length()}: it "
+            "would be nearly black. Scale its values to 65,535, or save it with 8 bits."
+        )
+
+
 def _to_grayscale(image: Image.Image, *, colour: bool) -> UInt8Array:
     image.load()
     if image.mode.startswith("I"):
-        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        samples = np.asarray(image).astype(np.uint16)
+        _check_bits(int(samples.max()))
+        return (samples >> 8).astype(np.uint8)
     # Pillow's exif_transpose also rewrites the EXIF data, which fails for some cameras.
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     if turn is not None:

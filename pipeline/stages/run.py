@@ -18,9 +18,9 @@ from rich.table import Table
 
 from pipeline.artifacts import registry
 from pipeline.artifacts.manifests import EvaluationManifest, ModelManifest
-from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.storage import Storage, redact
 from pipeline.cluster import connection
-from pipeline.config import Evaluate, Export, Preprocess, Run, Score, Train
+from pipeline.config import Data, Evaluate, Export, Preprocess, Run, Score, Train
 from pipeline.console import console, warn
 from pipeline.stages.smoke_test import Answer, ask_server
 
@@ -124,11 +124,8 @@ def _summarize(
     )
     if model.caveat:
         warn(model.caveat)
-    root = f"--root {shlex.quote(storage.display())}"
-    flags = "".join(
-        f" --data.{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, value in settings.data.model_dump(exclude_defaults=True).items()
-    )
+    root = f"--root {shlex.quote(_without_keys(storage.root))}"
+    flags = "".join(f" {shlex.quote(word)}" for word in data_flags(settings.data))
     console.print(
         "Next steps\n"
         f"  serve it      python -m serving {root} --model {served}\n"
@@ -136,3 +133,21 @@ def _summarize(
         f"  the tutorial  python -m pipeline run tutorial {root}{flags}\n"
         f"  on a cluster  infra/jobs/submit.sh fast{flags}"
     )
+
+
+def data_flags(data: Data) -> list[str]:
+    """Return the flags that give these settings, but no keys of a bucket: they may be logged."""
+    words = list[str]()
+    for name, value in data.model_dump(exclude_defaults=True).items():
+        words.append(f"--data.{name.replace('_', '-')}")
+        if isinstance(value, tuple):
+            words += map(str, value)
+        elif value is not True:
+            words.append(_without_keys(str(value)))
+    return words
+
+
+def _without_keys(location: str) -> str:
+    """Return a path or URI without its keys. Its options stay."""
+    uri, mark, options = location.partition("?" if "://" in location else "\0")
+    return redact(uri) + mark + options

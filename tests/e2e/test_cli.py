@@ -28,7 +28,7 @@ from tests.support.processes import pipeline, wait_for
             ("preprocess", "--data.name", "bars"),
             "error: --data.name 'bars' is not a known data set",
         ),
-        (("preprocess", "--data.source", "/nowhere"), "error: /nowhere holds no train-images"),
+        (("preprocess", "--data.source", "/nowhere"), "error: --data.source '/nowhere' "),
     ],
 )
 def test_a_user_error_is_one_line_and_exit_code_2(
@@ -104,7 +104,7 @@ def test_an_interrupted_run_leaves_no_process_and_resumes_bit_identically(
     kind: signal.Signals,
 ) -> None:
     shutil.copytree(Path(artifacts.root, "datasets"), tmp_path / "interrupted" / "datasets")
-    settings = {"epochs": 60, "batch_size": 5, "checkpoint_every": 1}
+    settings = {"epochs": 30, "batch_size": 5, "checkpoint_every": 1}
     flags = [f"--train.{name.replace('_', '-')}={value}" for name, value in settings.items()]
     root = tmp_path / "interrupted"
     command = pipeline("train", "fast", "--root", root, "--dataset", artifacts.dataset.ref, *flags)
@@ -122,4 +122,4 @@ def test_an_interrupted_run_leaves_no_process_and_resumes_bit_identically(
     resumed = find(Storage(str(root)), f"runs/{uninterrupted.run}", RunManifest)
     assert resumed
     assert resumed.checkpoint == uninterrupted.checkpoint
-    assert [line["epoch"] for line in resumed.metrics] == list(range(1, 61))
+    assert [line["epoch"] for line in resumed.metrics] == list(range(1, 31))

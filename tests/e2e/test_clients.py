@@ -24,7 +24,7 @@ from tests.support.servers import Server, started
 from tests.support.stripes_model import STRIPES, publish
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, *STRIPES.shape), np.uint8)
-SWAPS = 20
+SWAPS = 10
 
 
 @pytest.fixture(scope="module")

@@ -148,5 +148,5 @@ def test_a_submitted_run_writes_a_model_that_can_be_deployed(head: Head, source:
 def test_a_run_that_fails_is_a_failed_job(head: Head) -> None:
     completed = submit(head, "fast", "--data.name", "bars", "--data.source", "/nowhere")
     assert completed.returncode != 0
-    assert "holds no train-images" in completed.stdout + completed.stderr
+    assert "error: --data.source '/nowhere' " in completed.stdout + completed.stderr
     assert last_job_status(head) == "FAILED"

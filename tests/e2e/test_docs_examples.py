@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.artifacts.registry import promote
 from pipeline.artifacts.storage import Storage
@@ -29,6 +30,17 @@ def folder(artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
+def write_pets(folder: Path) -> None:
+    """Write images of 28 x 28 pixels, three of each class and split, as SPLIT/CLASS/N.png."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = random.integers(0, 256, (28, 28), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+
+
 def run_examples(page: str, *, port: int = 0) -> dict[str, Any]:
     """Run a page's Python blocks in one namespace, which is returned."""
     namespace = dict[str, Any]()
@@ -42,6 +54,7 @@ def run_examples(page: str, *, port: int = 0) -> dict[str, Any]:
 def test_examples_of_the_python_api_run(
     folder: Path, artifacts: Artifacts, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write_pets(folder / "pets")
     with served_in_thread(folder / "artifacts", "bars/production") as port:
         names = run_examples("python-api.md", port=port)
     test, answer = names["test"], names["answer"]
@@ -50,6 +63,7 @@ def test_examples_of_the_python_api_run(
     np.testing.assert_array_equal(answer.prediction, expected.prediction)
     np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
     assert names["evaluation"] == artifacts.evaluation
+    assert names["sink"].manifest.rows == {"train": 6, "val": 6, "test": 6}
     printed = capsys.readouterr().out
     assert "404 " in printed
     assert "'unknown'" in printed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ import pytest
 import requests
 from PIL import Image
 
+from pipeline import environment
 from pipeline.artifacts.storage import Storage
 from pipeline.models.predictor import Predictor
-from tests.support.processes import runs_without_error
+from tests.support.processes import runs_without_error, wait_for
 from tests.support.servers import Server, serving, started
 from tests.support.stripes_model import STRIPES, publish, stripe
 
@@ -33,8 +36,17 @@ def startup_error(root: Path, *flags: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with started(str(tmp_path_factory.mktemp("root"))) as server:
-        yield server
+    """Start a server whose folder for temporary files has the longest path that is allowed."""
+    root = tmp_path_factory.mktemp("root")
+    prefix = "x" * (environment.MAX_FOLDER_BYTES - len("/tmp/12345678"))
+    with (
+        TemporaryDirectory(prefix=prefix, dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as patch,
+        (root / "stderr").open("w") as stderr,
+    ):
+        patch.setenv("TMPDIR", folder)
+        with started(str(root), stderr=stderr) as server:
+            yield server
 
 
 def infer(server: Server, images: Any) -> Any:
@@ -45,6 +57,14 @@ def infer(server: Server, images: Any) -> Any:
 
 def test_the_ready_line_names_model_and_address(server: Server) -> None:
     assert server.line.startswith(f"serving {server.model.ref} at http://127.0.0.1:")
+
+
+def test_the_logs_are_where_the_server_says(server: Server) -> None:
+    stderr = Path(server.storage.root, "stderr")
+    wait_for(lambda: "logs are in" in stderr.read_text())
+    assert "is used instead" not in stderr.read_text()
+    (logs,) = re.findall(r"logs are in (\S+)\)", stderr.read_text())
+    assert list(Path(logs).glob("replica_*"))
 
 
 def test_the_metadata_name_server_and_version(server: Server) -> None:

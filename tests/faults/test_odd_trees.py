@@ -80,7 +80,7 @@ def check(tree: OddTree, data: dict[str, Any], on_bad_row: Any, root: Path) -> N
 CASES = (odd_trees(), st.sampled_from(OPTIONS), st.sampled_from(["fail", "quarantine"]))
 
 FEW = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 

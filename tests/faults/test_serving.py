@@ -45,7 +45,7 @@ def is_healthy(server: Server) -> bool:
         return False
     folder = Path(ingress[0].split(" -f ")[1].split()[0]).parent
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(folder / "admin.sock"))
+        client.connect(str(folder / "a"))
         client.sendall(b"show servers state\n")
         state = client.makefile().read().splitlines()
     return sum(line.split()[5] == "2" for line in state if "SERVE_REPLICA" in line) == 2

@@ -79,7 +79,7 @@ def workers(command: Command) -> list[int]:
 
 def test_a_run_survives_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, root: Path) -> None:
     # The seed gives it a name of its own, because the number of workers does not.
-    settings = {**LONG, "num_workers": 2, "seed": 1}
+    settings = {**LONG, "epochs": 40, "num_workers": 2, "seed": 1}
     run = command(root, artifacts, settings)
     with run.started() as process:
         wait_for(lambda: len(lines(root)) > 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from collections import Counter
@@ -32,6 +33,12 @@ LABELS_AT_A_TIME = 1 << 20
 
 _open_files: dict[tuple[object, ...], tuple[ExitStack, BinaryIO]] = {}
 """The files that stay open in this process, least recently read first."""
+
+
+@atexit.register
+def _close_files() -> None:
+    while _open_files:
+        _open_files.popitem()[1][0].close()
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def test_eval_is_test_or_val_beside_test() -> None:
 
 def test_splits_without_train_are_refused_with_what_there_is_and_the_words() -> None:
     with pytest.raises(DataError) as error:
-        layout.group_by_folder(STORAGE, ["lern/cat/0.png", "test/cat/0.png"])
-    assert "no files of the split 'train', only lern, test" in str(error.value)
+        layout.group_by_folder(STORAGE, ["fit/cat/0.png", "test/cat/0.png"])
+    assert "no files of the split 'train', only fit, test" in str(error.value)
     assert "training" in str(error.value)
     assert "in any case" in str(error.value)
 

@@ -97,7 +97,7 @@ def test_a_large_jpeg_never_passes_for_the_models_size() -> None:
         assert prepared.fitted == (size != 300)
 
 
-@pytest.mark.parametrize("bits", [9, 12, 14])
+@pytest.mark.parametrize("bits", [1, 8, 9, 12, 14])
 def test_16_bits_of_which_few_are_used_are_refused(bits: int) -> None:
     pixels = (drawing(28, 28, 0).astype(np.uint16) << 8) >> (16 - bits)
     for preparation in (AS_IS, MASS):

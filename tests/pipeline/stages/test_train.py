@@ -86,15 +86,16 @@ def test_force_leaves_the_finished_run_until_it_is_replaced(
 
 
 def test_two_workers_compute_what_one_computes(root: str, artifacts: Artifacts) -> None:
-    batch = {"batch_size": 47, "epochs": 2}
-    one = run(root, artifacts, TRAINING.model_copy(update=batch))
-    storage = Storage(root)
-    of_one = dict(load_model(storage, one).state_dict())
-    workers = TRAINING.model_copy(update={**batch, "num_workers": 2})
+    one = artifacts.run
+    workers = TRAINING.model_copy(update={"num_workers": 2})
     assert run(root, artifacts, workers) == one
     two = run(root, artifacts, workers, force=True)
     assert two.run == one.run
-    torch.testing.assert_close(dict(load_model(storage, two).state_dict()), of_one)
+    weights_of_one, weights_of_two = (
+        dict(load_model(Storage(own_root), manifest).state_dict())
+        for own_root, manifest in ((artifacts.root, one), (root, two))
+    )
+    torch.testing.assert_close(weights_of_two, weights_of_one)
     assert two.metrics[-1]["val_accuracy"] == one.metrics[-1]["val_accuracy"]
     assert two.metrics[-1]["loss"] == pytest.approx(one.metrics[-1]["loss"])
 

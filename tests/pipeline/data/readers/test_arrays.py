@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,22 @@ def test_a_file_stays_open_from_one_range_to_the_next(tmp_path: Path) -> None:
     for start in (*range(6), 2):
         np.testing.assert_array_equal(rows.read(start, start + 1).images, IMAGES[start : start + 1])
     assert storage.num_opened == 1
+
+
+READ = """
+import sys
+from pipeline.artifacts.storage import Storage
+from pipeline.data.readers.arrays import open_array_file
+
+open_array_file(Storage(sys.argv[1]), "images.gz").read([(0, 1)])
+"""
+
+
+def test_files_that_stay_open_are_closed_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "images.gz").write_bytes(gzip.compress(idx_format.encode(IMAGES)))
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", READ, str(tmp_path)]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (completed.returncode, completed.stderr) == (0, "")
 
 
 def test_a_replaced_or_removed_file_is_refused(tmp_path: Path) -> None:
