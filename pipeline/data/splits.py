@@ -205,9 +205,8 @@ def hash_splits(pool: Pool) -> Pool:
     """Read all rows of a pool with a column, and return it with the hashes of later splits."""
     own = {split: [NO_HASHES] for split in ("val", "test")}
     seen = set[str]()
-    for result in _map_pool(pool, "split", hashes_by_split):
+    for result in _map_pool(pool, "split", _later_hashes):
         seen |= result.keys()
-        # Those of `train` repeat no later split, and are the most.
         for split, parts in own.items():
             parts.append(result.get(split, NO_HASHES))
     for split in SPLITS:
@@ -222,11 +221,12 @@ def hash_splits(pool: Pool) -> Pool:
     return pool._replace(rule=replace(pool.rule, later_hashes=later))
 
 
-def hashes_by_split(block: pa.Table) -> dict[str, UInt64Array]:
-    """Return the hashes of the valid rows of a block to which a rule was applied, by split."""
+def _later_hashes(block: pa.Table) -> dict[str, UInt64Array]:
+    """Return the hashes of the valid rows of each split in a block; none of `train`, the most."""
     rows = blocks.valid_rows(block)
     names, hashes = rows[blocks.SPLIT].to_numpy(), rows[HASH].to_numpy()
-    return {split: hashes[names == split] for split in SPLITS if (names == split).any()}
+    by_split = {split: hashes[names == split] for split in SPLITS if (names == split).any()}
+    return by_split | ({"train": NO_HASHES} if "train" in by_split else {})
 
 
 def _find_candidates(
