@@ -46,7 +46,7 @@ class Data(Settings):
     """Column that holds the split of each row, or file in the source that lists PATH,SPLIT (.csv,
     .txt)."""
     num_val: int | None = Field(default=None, ge=1)
-    """Images in `val` if the source has none (default: a sixth of `train`, at most 50,000)."""
+    """Images in `val`, for a source that has none (default: a sixth of `train`, at most 50,000)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw of `val`, and of the order of rows."""
     rows_per_shard: int = Field(default=10_000, ge=1)

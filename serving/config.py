@@ -10,11 +10,11 @@ import os
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipeline.addresses import is_loopback
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
 from pipeline.models.predictor import Predictor
 from pipeline.settings import Settings
-from serving.addresses import is_loopback
 from serving.keys import DIGEST
 
 

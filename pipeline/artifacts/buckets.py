@@ -14,11 +14,12 @@ import os
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from obstore.store import GCSStore, S3Store
+
+from pipeline.addresses import is_loopback
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
@@ -43,7 +44,10 @@ AWS_URL = "https://s3.amazonaws.com"
 BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 TIMEOUTS: ClientConfig = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "1h"}
-"""To connect, between two packets, and for a whole request, which may carry a large file."""
+"""To connect, to send a request and until each packet of the reply, and for all of it."""
+
+UPLOAD_TIMEOUTS: ClientConfig = {"read_timeout": "5m"}
+"""For large uploads, because the time to send them counts too, and a link may be slow."""
 
 RETRIES: RetryConfig = {
     "retry_timeout": timedelta(seconds=15),
@@ -96,14 +100,16 @@ def parse(uri: str) -> tuple[Bucket, str]:
 
 
 @functools.cache
-def connect(bucket: Bucket) -> S3Store | GCSStore:
-    """Return the connection to a bucket; it may ask AWS for the region."""
+def connect(bucket: Bucket, *, upload: bool = False) -> S3Store | GCSStore:
+    """Return the connection to a bucket, for large uploads or all else; it may ask AWS for the
+    region.
+    """
     options = dict(bucket.options)
     names = ENDPOINT_VARIABLES[bucket.scheme]
     endpoint = next((os.environ[name] for name in names if os.environ.get(name)), None)
     if "endpoint_override" in options:
         endpoint = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
-    client = TIMEOUTS.copy()
+    client = TIMEOUTS | UPLOAD_TIMEOUTS if upload else TIMEOUTS.copy()
     if endpoint:
         client |= _client_options(endpoint)
     config: dict[str, Any] = {"client_options": client, "retry_config": RETRIES}
@@ -135,14 +141,6 @@ def _client_options(endpoint: str) -> ClientConfig:
         # A proxy of the environment could not reach it. Given here, it is one that excludes it.
         options |= {"proxy_url": endpoint, "proxy_excludes": host}
     return options
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host of a URL is this machine's loopback."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _aws_credentials(keys: tuple[str, str] | None) -> S3Credential:

@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from pipeline.artifacts import file_table
@@ -59,13 +60,6 @@ def read_file(storage: Storage, folder: str, entry: FileEntry) -> bytes:
         return data
 
 
-def verify_file(storage: Storage, folder: str, entry: FileEntry) -> None:
-    """Verify a file as `read_file` does, but never hold it whole in memory."""
-    with _open_file(storage, folder, entry) as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        _check_digest(storage, folder, entry, sha256, file.size())
-
-
 @contextmanager
 def _open_file(storage: Storage, folder: str, entry: FileEntry) -> Iterator[pa.NativeFile]:
     path = _join(folder, entry.path)
@@ -88,12 +82,23 @@ def _check_digest(storage: Storage, folder: str, entry: FileEntry, sha256: str, 
         )
 
 
-def commit(storage: Storage, folder: str, manifest: Manifest) -> None:
-    """Make an artifact visible, as a whole, after its files have been written."""
-    manifest = _move_to_tables(storage, folder, manifest)
-    fields = manifest.model_dump_json(indent=2).removeprefix("{")
+def commit(storage: Storage, folder: str, manifest: M) -> M:
+    """Make an artifact visible, as a whole, after its files have been written.
+
+    Return the manifest with its tables.
+    """
+    manifest, content = encode(storage, folder, manifest)
+    storage.write(_join(folder, manifest.file_name), content)
+    return manifest
+
+
+def encode(storage: Storage, folder: str, manifest: M) -> tuple[M, bytes]:
+    """Write the tables of a manifest; return it with these, and the content of its file."""
+    tables = _write_tables(storage, folder, manifest)
+    listed = manifest.model_copy(update={"tables": tables, **dict.fromkeys(tables, ())})
+    fields = listed.model_dump_json(indent=2).removeprefix("{")
     header = f'{{\n  "format": "{MAJOR}.{MINOR}",\n  "written_by": "{VERSION}",'
-    storage.write(_join(folder, manifest.file_name), f"{header}{fields}\n".encode())
+    return manifest.model_copy(update={"tables": tables}), f"{header}{fields}\n".encode()
 
 
 def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
@@ -102,27 +107,32 @@ def find(storage: Storage, folder: str, kind: type[M]) -> M | None:
     Raise ArtifactDamaged if the file is not a manifest of this kind, ArtifactTooNew if its format
     is one of a later version of this project.
     """
-    path = _join(folder, kind.file_name)
     try:
-        text = storage.read(path)
+        content = storage.read(_join(folder, kind.file_name))
     except FileNotFoundError:
         return None
+    return decode(storage, folder, kind, content)
+
+
+def decode(storage: Storage, folder: str, kind: type[M], content: bytes) -> M:
+    """Return the manifest of this content, with the entries of its tables, as `find` does."""
+    name = storage.display(_join(folder, kind.file_name))
     try:
-        fields = from_json(text)
+        fields = from_json(content)
         if not isinstance(fields, dict):
             raise ValueError("it is not a JSON object")
-        is_newer = _check_format(storage.display(path), fields)
+        is_newer = _check_format(name, fields)
         manifest = kind.model_validate(fields, extra="ignore" if is_newer else None)
         return _read_tables(storage, folder, manifest)
     except ValueError as error:
         raise ArtifactDamaged(
-            f"{storage.display(path)} is not a valid manifest: {_describe(error)}. "
+            f"{name} is not a valid manifest: {_describe(error)}. "
             "Build the artifact again with --force."
         ) from None
 
 
-def _move_to_tables(storage: Storage, folder: str, manifest: M) -> M:
-    """Write fields of very many entries as tables; return the manifest that names these."""
+def _write_tables(storage: Storage, folder: str, manifest: Manifest) -> dict[str, FileEntry]:
+    """Write fields of very many entries as tables; return the entries of these by field."""
     tables = dict[str, FileEntry]()
     for name in type(manifest).fields_of_entries:
         entries = getattr(manifest, name)
@@ -131,7 +141,7 @@ def _move_to_tables(storage: Storage, folder: str, manifest: M) -> M:
             digits = hashlib.sha256(table).hexdigest()[:12]
             path = f"{name}-{digits}.parquet"
             tables[name] = write_file(storage, folder, path, table, rows=len(entries))
-    return manifest.model_copy(update={"tables": tables, **dict.fromkeys(tables, ())})
+    return tables
 
 
 def _read_tables(storage: Storage, folder: str, manifest: M) -> M:
@@ -140,7 +150,9 @@ def _read_tables(storage: Storage, folder: str, manifest: M) -> M:
     for name, entry in manifest.tables.items():
         if name not in type(manifest).fields_of_entries:
             raise ValueError(f"tables: {name!r} is not a field of entries")
-        fields[name] = file_table.decode(read_file(storage, folder, entry))
+        entries = TypeAdapter[Any](type(manifest).model_fields[name].rebuild_annotation())
+        parts = map(entries.validate_python, file_table.decode(read_file(storage, folder, entry)))
+        fields[name] = tuple(chain.from_iterable(parts))
     return manifest.model_copy(update=fields)
 
 

@@ -5,12 +5,13 @@ Columns: `path` string, `bytes` int64, `sha256` string, `rows` int64, null for f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.manifests import FileEntry, check_path
+from pipeline.artifacts.manifests import FileEntry
 
 SCHEMA = pa.schema(
     [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("rows", pa.int64())]
@@ -30,13 +31,16 @@ def encode(entries: Sequence[FileEntry]) -> pa.Buffer:
     return sink.getvalue()
 
 
-def decode(content: bytes) -> tuple[FileEntry, ...]:
-    """Return the entries of a Parquet file. Raise ValueError if a column or a path is not valid."""
-    file = pq.ParquetFile(pa.BufferReader(content))
-    if not file.schema_arrow.equals(SCHEMA):
-        raise ValueError(f"the table has the columns {file.schema_arrow.names}")
-    return tuple(
-        check_path(FileEntry(*values))
-        for batch in file.iter_batches(ROWS_AT_A_TIME, use_threads=False)
-        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    )
+def decode(content: bytes) -> Iterator[list[dict[str, Any]]]:
+    """Yield the fields of the entries of a Parquet file, some at a time.
+
+    Raise ValueError if it is damaged or has other columns.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ValueError(f"the table has the columns {file.schema_arrow.names}")
+        for batch in file.iter_batches(ROWS_AT_A_TIME, use_threads=False):
+            yield batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"the table could not be read: {error}") from None

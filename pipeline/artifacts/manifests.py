@@ -32,6 +32,9 @@ _COMPONENT = r"(?:[^./\\\x00]|\.[^./\\\x00]|\.\.[^/\\\x00])[^/\\\x00]*"
 PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 """Relative, without components that are empty, `.` or `..`, and without backslashes."""
 
+MANIFEST, EVALUATION = "manifest.json", "evaluation.json"
+"""The names of manifests."""
+
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 
 Version = Annotated[str, Field(pattern=rf"^{VERSION_DIGITS}$")]
@@ -48,18 +51,24 @@ class FileEntry:
 
     path: str
     """Path relative to the manifest or the input."""
-    bytes: int
+    bytes: Annotated[int, Field(ge=0)]
     """Size in bytes."""
-    sha256: str
-    """SHA-256 of the content, in hex."""
-    rows: int | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the content, in hex; of an input over 1 GiB, that of the digests of its parts of
+    1 GiB, unless it is compressed or CSV."""
+    rows: Annotated[int, Field(ge=0)] | None = None
     """Number of rows, if the file has rows."""
 
 
 def check_path(entry: FileEntry) -> FileEntry:
-    """Return the entry. Raise ValueError if its path may lead out of the artifact's folder."""
+    """Return the entry.
+
+    Raise ValueError if its path may lead out of the artifact's folder, or is that of a manifest.
+    """
     if not PATH.fullmatch(entry.path):
         raise ValueError(f"the path {entry.path!r} may lead out of the artifact's folder")
+    if entry.path in (MANIFEST, EVALUATION):
+        raise ValueError(f"{entry.path!r} is a manifest, and not a file of the artifact")
     return entry
 
 
@@ -74,7 +83,7 @@ class Manifest(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    file_name: ClassVar[str] = "manifest.json"
+    file_name: ClassVar[str] = MANIFEST
     create_command: ClassVar[str]
     fields_of_entries: ClassVar[tuple[str, ...]] = ("files",)
 
@@ -213,7 +222,7 @@ class ModelManifest(Manifest):
 class EvaluationManifest(Manifest):
     """`evaluation.json` beside a model version's manifest: its metrics and the report's files."""
 
-    file_name: ClassVar[str] = "evaluation.json"
+    file_name: ClassVar[str] = EVALUATION
     create_command: ClassVar[str] = "python -m pipeline evaluate --model MODEL"
 
     kind: Literal["evaluation"] = "evaluation"
@@ -247,6 +256,9 @@ class ScoresManifest(Manifest):
     """Kind of artifact."""
     model: Ref
     """The model version, NAME/VERSION."""
+    version: str = ""
+    """Digest of the input, the model, the settings and the code's format; empty in old
+    manifests."""
     image: ImageSpec
     """Height, width and class names of the images."""
     probabilities: bool

@@ -25,8 +25,15 @@ from pipeline.artifacts.threads import interruptible, parallel_map
 UPDATE_S = 30
 """For an update that is tried again because others change the file."""
 
-MIN_READ_BYTES, MAX_READ_BYTES = 1 << 20, 1 << 24
-"""Fetched at once for a reader that asks for less; it doubles while a file is read in order."""
+MIN_READ_BYTES, MAX_READ_BYTES = 1 << 16, 1 << 24
+"""Fetched at once for a reader that asks for less; it doubles while a file is read in order, also
+if small parts are skipped."""
+
+SMALL_BYTES = 1 << 16
+"""An upload of up to this size is sent at once, even over a slow link."""
+
+UPLOADS_AT_ONCE = 4
+"""Parts of a file, of 5 MiB each, that share the link."""
 
 T = TypeVar("T")
 
@@ -135,17 +142,22 @@ class ObjectFiles:
         # An Arrow buffer has signed bytes, which obstore takes for numbers.
         content = memoryview(data).cast("B")
         try:
-            self._call(lambda store: obstore.put(store, self._key(path), content, mode=mode))
+            self._call(
+                lambda store: obstore.put(
+                    store, self._key(path), content, mode=mode, max_concurrency=UPLOADS_AT_ONCE
+                ),
+                upload=content.nbytes > SMALL_BYTES,
+            )
         except FileNotFoundError:
             raise OSError(f"there is no bucket {self._bucket.name!r}") from None
 
     def _key(self, path: str) -> str:
         return "/".join(part for part in (self._prefix, path) if part)
 
-    def _call(self, work: Callable[[S3Store | GCSStore], T]) -> T:
+    def _call(self, work: Callable[[S3Store | GCSStore], T], *, upload: bool = False) -> T:
         """Return what a request answers; raise FileNotFoundError, OSError or a failed condition."""
         with _as_os_error():
-            return interruptible(lambda: work(buckets.connect(self._bucket)))
+            return interruptible(lambda: work(buckets.connect(self._bucket, upload=upload)))
 
 
 class _Reader(io.RawIOBase):
@@ -184,7 +196,7 @@ class _Reader(io.RawIOBase):
         return wanted
 
     def _fetch(self, wanted: int) -> None:
-        in_order = 0 < self._position - self._start <= len(self._buffer)
+        in_order = 0 < self._position - self._start <= 2 * len(self._buffer)
         self._ahead = min(2 * self._ahead, MAX_READ_BYTES) if in_order else MIN_READ_BYTES
         end = min(self._position + max(wanted, self._ahead), self._size)
         self._buffer = self._files.read_range(self._path, self._position, end, self._e_tag)

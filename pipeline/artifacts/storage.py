@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.artifacts.local_files import LocalFiles
 from pipeline.artifacts.object_files import ObjectFiles
-from pipeline.artifacts.threads import parallel_map as parallel_map
+from pipeline.artifacts.threads import parallel_map
 from pipeline.errors import StorageError
 
 PART_BYTES = 1 << 30
@@ -151,19 +151,6 @@ class Storage:
         """Write `data` to `path`, atomically and durably, in place of an older file."""
         with self._explained("write", path):
             self._files.write(path, data)
-
-    def create(self, path: str, data: bytes) -> None:
-        """Write a new file. Raise FileExistsError if there is one; of several calls, one wins."""
-        is_new = False
-
-        def only_if_new(old: bytes | None) -> bytes | None:
-            nonlocal is_new
-            is_new = old is None
-            return data if is_new else None
-
-        self.update(path, only_if_new)
-        if not is_new:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.display(path))
 
     def update(self, path: str, change: Callable[[bytes | None], bytes | None]) -> bytes | None:
         """Replace the content of a file by the result of `change`; return the new content.

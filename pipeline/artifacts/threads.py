@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 A = TypeVar("A")
@@ -12,6 +12,12 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 MAX_THREADS = 32
+"""All calls share them, so one inside of another starts few more."""
+
+POLL_S = 0.5
+"""A signal that comes just before a wait begins is handled when the wait ends."""
+
+_free_threads = threading.Semaphore(MAX_THREADS)
 
 
 def interruptible(work: Callable[[], B]) -> B:
@@ -19,9 +25,7 @@ def interruptible(work: Callable[[], B]) -> B:
 
     Only the main thread handles signals, and only in Python code, so there `work` runs in a thread.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return work()
-    return _start(work).result()
+    return _wait(_start(work)) if _is_main() else work()
 
 
 def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
@@ -45,14 +49,29 @@ def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
                 errors[number] = error
                 stopped.set()
 
+    def work_off_and_free() -> None:
+        try:
+            work_off()
+        finally:
+            _free_threads.release()
+
     try:
-        for end in [_start(work_off) for _ in range(min(MAX_THREADS, len(todo)))]:
-            end.result()
+        ends = [_start(work_off)] if _is_main() else []
+        while len(ends) < len(todo) and _free_threads.acquire(blocking=False):
+            ends.append(_start(work_off_and_free))
+        if not _is_main():
+            work_off()
+        for end in ends:
+            _wait(end)
     finally:
         stopped.set()
     if errors:
         raise errors[min(errors)]
     return [results[number] for number in range(len(todo))]
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _start(work: Callable[[], B]) -> Future[B]:
@@ -67,3 +86,9 @@ def _start(work: Callable[[], B]) -> Future[B]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def _wait(future: Future[B]) -> B:
+    while wait([future], timeout=POLL_S).not_done:
+        pass
+    return future.result()

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import BinaryIO, NamedTuple, cast
 
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import Preparation
 from pipeline.data.catalog import Profile
 from pipeline.data.layout import SPLIT_WORDS, resolve_eval, say_skipped, split_of

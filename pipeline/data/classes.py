@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.artifacts.storage import parallel_map
+from pipeline.artifacts.threads import parallel_map
 from pipeline.console import say
-from pipeline.data.readers.labels import Label, add_counts
+from pipeline.data.readers.labels import Label, LabelCounts, add_counts, by_number, hold_names
 from pipeline.data.readers.rows import LabelledReader, Reader
 from pipeline.errors import DataError
 
@@ -36,18 +36,16 @@ def assign_classes(
     of rows of each class in `train`.
 
     `names` are those of a known data set, whose lowest label is `first_label`. Otherwise files name
-    them; if none does, each label that occurs is a class of its own name. Raise DataError if files
-    name classes differently, or if there are too many or fewer than two.
+    them; if none does, each label that occurs is a class of its own name. Text is taken as numbers
+    if all labels are. Raise DataError if files name classes differently, or if there are too many
+    or fewer than two.
     """
     everything = [reader for own in readers.values() for reader in own]
-    counts, train_counts = Counter[Label](), Counter[Label]()
-    for split, own in readers.items():
-        for reader, labels_in_file in zip(
-            own, parallel_map(lambda one: one.count_labels(), own), strict=True
-        ):
-            add_counts(counts, labels_in_file, reader.storage.display(reader.entry.path))
-            if split == "train":
-                train_counts.update(labels_in_file)
+    by_split = {split: _count_labels(own) for split, own in readers.items()}
+    counts: LabelCounts = sum(by_split.values(), Counter[Label]())
+    train_counts: LabelCounts = by_split["train"]
+    if not hold_names(counts):
+        counts, train_counts = by_number(counts), by_number(train_counts)
     if names is not None:
         labels: tuple[Label, ...] = tuple(range(first_label, first_label + len(names)))
         classes = Classes(names, labels)
@@ -59,6 +57,15 @@ def assign_classes(
         for split, own in readers.items()
     }
     return classes.names, with_classes, classes.num_rows(train_counts)
+
+
+def _count_labels(readers: Sequence[LabelledReader]) -> Counter[Label]:
+    counts = Counter[Label]()
+    for reader, own in zip(
+        readers, parallel_map(lambda one: one.count_labels(), readers), strict=True
+    ):
+        add_counts(counts, own, reader.storage.display(reader.entry.path))
+    return counts
 
 
 def check_number(num_classes: int) -> None:
@@ -77,12 +84,8 @@ def _name_classes(names: tuple[str, ...] | None, counts: Mapping[Label, int]) ->
         if absent:
             say(f"{len(absent)} classes are left out, as no image has them: {', '.join(absent)}")
         return Classes(tuple(names[label] for label in labels), tuple(labels))
-    kinds = {type(label) for label in counts}
-    if len(kinds) > 1:
-        raise DataError(
-            "Some labels of the source are numbers, and others text. Use one kind in all files."
-        )
-    labels_in_order = tuple(sorted(counts, key=lambda label: (isinstance(label, str), label)))
+    # All are numbers, or all text.
+    labels_in_order = tuple(sorted(counts))
     return Classes(tuple(str(label) for label in labels_in_order), labels_in_order)
 
 

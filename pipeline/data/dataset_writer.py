@@ -155,8 +155,7 @@ def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output)
         replacement.write("contact.png", contact_sheet(first_shard, image)),
     )
     manifest = manifest.model_copy(update={"files": (*files, *others)})
-    replacement.commit(manifest)
-    return manifest
+    return replacement.commit(manifest)
 
 
 def delete_new(storage: Storage, folder: str, paths: set[str]) -> None:

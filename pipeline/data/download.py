@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from pipeline.artifacts.buckets import is_loopback
+from pipeline.addresses import is_loopback
 from pipeline.artifacts.local_files import replace
 from pipeline.console import progress, warn
 from pipeline.errors import StorageError

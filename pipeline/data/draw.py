@@ -21,8 +21,12 @@ MAX_DEFAULT = 50_000
 """The most images that are drawn by default: more would cost time in every epoch."""
 
 
+MIN_MERGED = 100_000
+"""Candidates that are collected before they are merged."""
+
+
 class Candidates(NamedTuple):
-    """Images of one label that may be drawn: their hashes, in the order of their ranks."""
+    """Rows of one label that may be drawn: the hashes of their images, in the order of ranks."""
 
     hashes: UInt64Array
     ranks: UInt64Array
@@ -50,7 +54,8 @@ def shares(counts: Int64Array, total: int) -> Int64Array:
 def lowest_ranks(
     hashes: UInt64Array, labels: Int64Array, counts: Int64Array, seed: int
 ) -> dict[int, Candidates]:
-    """Return the images of each label with the lowest ranks, `counts[label]` of them and copies."""
+    """Return the candidates of each label: the `counts[label]` rows of lowest ranks, with copies,
+    and the image after them."""
     ranks = _rank(hashes, seed)
     return {
         int(label): _lowest(hashes[labels == label], ranks[labels == label], int(counts[label]))
@@ -59,11 +64,28 @@ def lowest_ranks(
     }
 
 
-def merge(one: Candidates, other: Candidates, count: int) -> Candidates:
-    """Return the `count` images with the lowest ranks of both."""
-    return _lowest(
-        np.concatenate([one.hashes, other.hashes]), np.concatenate([one.ranks, other.ranks]), count
-    )
+class Merger:
+    """The candidates of one label, merged as those of more rows are added."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._parts = list[Candidates]()
+        self._size = 0
+
+    def add(self, part: Candidates) -> None:
+        """Add candidates of other rows."""
+        self._parts.append(part)
+        self._size += len(part.ranks)
+        # To merge costs as much as to sort all, so it is done each time that they have doubled.
+        if self._size > 2 * self._count + MIN_MERGED:
+            self.merge()
+
+    def merge(self) -> Candidates:
+        """Return the candidates of all rows so far."""
+        hashes, ranks = (np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
+        self._parts = [_lowest(hashes, ranks, self._count)]
+        self._size = len(self._parts[0].ranks)
+        return self._parts[0]
 
 
 def split_candidates(
@@ -72,13 +94,15 @@ def split_candidates(
     """Return the sorted hashes of the images of each split; `counts` are their images by label.
 
     The first split has the lowest ranks. Copies of an image are in the first split that has one.
+    The image of highest rank is in none, so that each label keeps one, however many of its rows are
+    copies or were rejected.
     """
     drawn = dict[str, UInt64Array]()
     taken = np.zeros(len(next(iter(counts.values()))), np.int64)
     earlier = np.zeros(0, np.uint64)
     for split, numbers in counts.items():
         chosen = [
-            own.hashes[taken[label] : taken[label] + numbers[label]]
+            own.hashes[own.ranks < own.ranks[-1]][taken[label] : taken[label] + numbers[label]]
             for label, own in candidates.items()
         ]
         hashes = np.unique(np.concatenate(chosen)) if chosen else earlier
@@ -89,8 +113,12 @@ def split_candidates(
 
 
 def _lowest(hashes: UInt64Array, ranks: UInt64Array, count: int) -> Candidates:
-    order = np.argsort(ranks, kind="stable")[:count]
-    return Candidates(hashes[order], ranks[order])
+    order = np.argsort(ranks, kind="stable")
+    ordered = ranks[order]
+    # Ranks are equal only for copies.
+    after = int(np.searchsorted(ordered, ordered[:count][-1], side="right"))
+    kept = np.concatenate([order[:count], order[after:][:1]])
+    return Candidates(hashes[kept], ranks[kept])
 
 
 def _rank(hashes: UInt64Array, seed: int) -> UInt64Array:

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data import layout
 from pipeline.data.array_pairs import array_paths, find_pairs, open_pairs
@@ -85,8 +86,8 @@ class Folder:
 
 @dataclass(frozen=True)
 class OpenedFolder:
-    """The readers of each split, the sha256 of each file or role, and the classes, if folders name
-    them, with their number of images in `train`."""
+    """Readers of each split; the sha256 of each role, split or `SPLIT:PATH`; and the classes, if
+    folders name them, with their number of images in `train`."""
 
     readers: Mapping[str, Sequence[Reader]]
     digests: Mapping[str, str]
@@ -197,7 +198,8 @@ def _open_labelled(
         say_skipped(folder.storage, empty, "as they have no rows")
         if own:
             readers[split] = list(own)
-            digests |= {reader.entry.path: reader.entry.sha256 for reader in own}
+            # With the split: a list may say another one of the same file.
+            digests |= {f"{split}:{reader.entry.path}": reader.entry.sha256 for reader in own}
     if "train" not in readers:
         raise DataError(f"{folder.storage.display()}: the files of train have no rows.")
     return OpenedFolder(readers, digests)
@@ -224,7 +226,6 @@ def _open_images(folder: Folder) -> OpenedFolder | None:
     for split, files in groups.items():
         own = open_image_folder(
             folder.storage,
-            split,
             list(files),
             preparation=folder.preparation,
             size=folder.size,

@@ -6,6 +6,7 @@ To add a word for a split: add it to `SPLIT_WORDS`.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -73,16 +74,21 @@ def split_of(name: str) -> str | None:
 def group_by_folder(storage: Storage, paths: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the class of each image file, by split and path: its folders but that of the split.
 
-    The outermost folder that names a split decides, not counting those that all files share. If
-    none does, all files are `train`. The class of a file without another folder is "". Raise
-    DataError if files of other splits exist, but none of `train`.
+    The outermost folder that names a split decides, not counting those that all files share. A
+    folder of files alone names one only if it and all folders beside it are called as splits are:
+    `train` beside `bus` is a class. If no folder names a split, all files are `train`. The class
+    of a file without another folder is "". Raise DataError if files of other splits exist, but none
+    of `train`.
     """
     shared = _num_shared([_folders(path) for path in paths])
+    classes = _class_folders(paths)
     splits = dict[str, dict[str, list[str]]]()
     others = list[str]()
     for path in paths:
         folders = _folders(path)[shared:]
         names = [split_of(folder) for folder in folders]
+        if path.rpartition("/")[0] in classes:
+            names[-1:] = []
         split = next((name for name in names if name), None)
         if split is None:
             others.append(path)
@@ -94,8 +100,27 @@ def group_by_folder(storage: Storage, paths: Sequence[str]) -> dict[str, dict[st
     say_skipped(storage, others, "as none of their folders names a split")
     seen = sorted({path.split("/")[shared] for path in paths})
     resolved = resolve_eval(storage, splits, seen)
-    classes = name_classes({p: folders for own in resolved.values() for p, folders in own.items()})
-    return {split: {path: classes[path] for path in own} for split, own in resolved.items()}
+    named = name_classes({p: folders for own in resolved.values() for p, folders in own.items()})
+    return {split: {path: named[path] for path in own} for split, own in resolved.items()}
+
+
+def _class_folders(paths: Sequence[str]) -> set[str]:
+    """Return the folders that hold files alone, and are not all called as splits are."""
+    parents = {posixpath.dirname(path) for path in paths}
+    beside = dict[str, set[str]]()
+    pending = parents
+    while pending:
+        for folder in pending:
+            beside.setdefault(posixpath.dirname(folder), set()).add(folder)
+        pending = {posixpath.dirname(folder) for folder in pending} - {""}
+    return {
+        folder
+        for folder in parents - beside.keys()
+        if not all(
+            name.rstrip("0123456789").lower() in SPLIT_WORDS
+            for name in map(posixpath.basename, beside[posixpath.dirname(folder)])
+        )
+    }
 
 
 def name_classes(folders: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The inputs of scoring: Parquet, IDX and image files, folders of them, globs, and datasets."""
+"""The inputs of scoring: files of any form, folders of them, globs, and splits of datasets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.artifacts.commit import find
 from pipeline.artifacts.manifests import DatasetManifest
-from pipeline.artifacts.storage import Storage, parallel_map, redact
+from pipeline.artifacts.storage import Storage, redact
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import ImageSpec
 from pipeline.data.array_pairs import Place, array_paths, parse_name, places
 from pipeline.data.layout import data_files, say_skipped
@@ -68,9 +69,8 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
         else:
             files = _choose_files(storage, data_files(storage, path))
         if files and files == image_files(files):
-            folder = "" if _has_wildcard(path) else path
             yield from open_image_folder(
-                storage, folder, files, preparation=image.preparation, size=_size(image)
+                storage, files, preparation=image.preparation, size=_size(image)
             )
             return
         if not files:
@@ -80,8 +80,8 @@ def _open(root: Storage, name: str, image: ImageSpec) -> Iterator[Reader]:
     except OSError as error:
         raise DataError(
             f"--input {redact(name)!r} could not be read ({error.strerror or error}). Give "
-            "Parquet, IDX files of images, a folder of image files, or NAME/VERSION/SPLIT of a "
-            "dataset."
+            "files of images (Parquet, Arrow, IDX, NumPy, CSV, tar, PNG, JPEG), globs or folders "
+            "of them, or NAME/VERSION/SPLIT of a dataset."
         ) from None
 
 
@@ -159,7 +159,7 @@ def _open_file(storage: Storage, path: str, image: ImageSpec) -> Sequence[Reader
     options: dict[str, Any] = {"preparation": image.preparation, "size": _size(image)}
     suffix = path.lower()
     if is_png_or_jpeg(start):
-        return open_image_folder(storage, path, [path], **options)
+        return open_image_folder(storage, [path], **options)
     if suffix.endswith(TAR_SUFFIXES):
         return [open_tar(storage, path, **options)]
     if is_table(start) or suffix.endswith((*TABLE_SUFFIXES, ".csv")):

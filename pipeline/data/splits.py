@@ -117,7 +117,15 @@ def _split_in_column(word: str | None) -> str | None:
 
 
 def make_pools(source: Source, data: Data) -> list[Pool]:
-    """Return the pools of a source, those of later splits first, without draws and hashes."""
+    """Return the pools of a source, those of later splits first, without draws and hashes.
+
+    Raise SettingError if the column of splits has a name that blocks use.
+    """
+    if source.split_column in ("id", "image", "label", HASH, *blocks.OWN):
+        raise SettingError(
+            f"--data.split-by {source.split_column!r}: this name is used for a column of the "
+            "pipeline's own. Rename the column of splits."
+        )
     seed = None if source.num_last_val is not None else data.seed
     ranges: dict[str, tuple[Rows, int, int]] = {
         split: (rows, 0, rows.num_rows) for split, rows in source.splits.items()
@@ -185,34 +193,40 @@ def draw_splits(pool: Pool, counts: Mapping[str, Int64Array], seed: int) -> Pool
     `counts` are the numbers of images of each class, by split.
     """
     total = sum(counts.values(), np.zeros(1, np.int64))
-    candidates = dict[int, draw.Candidates]()
+    mergers = dict[int, draw.Merger]()
     for result in _map_pool(pool, "draw", _find_candidates, counts=total, seed=seed):
         for label, own in result.items():
-            known = candidates.get(label, draw.Candidates(NO_HASHES, NO_HASHES))
-            candidates[label] = draw.merge(known, own, int(total[label]))
+            mergers.setdefault(label, draw.Merger(int(total[label]))).add(own)
+    candidates = {label: merger.merge() for label, merger in mergers.items()}
     return pool._replace(rule=replace(pool.rule, drawn=draw.split_candidates(candidates, counts)))
 
 
 def hash_splits(pool: Pool) -> Pool:
     """Read all rows of a pool with a column, and return it with the hashes of later splits."""
-    own = {split: [NO_HASHES] for split in SPLITS}
-    for result in _map_pool(pool, "split", hashes_by_split):
-        for split, hashes in result.items():
-            own[split].append(hashes)
-    hashes = {split: np.unique(np.concatenate(parts)) for split, parts in own.items()}
+    own = {split: [NO_HASHES] for split in ("val", "test")}
+    seen = set[str]()
+    for result in _map_pool(pool, "split", _later_hashes):
+        seen |= result.keys()
+        for split, parts in own.items():
+            parts.append(result.get(split, NO_HASHES))
     for split in SPLITS:
-        if not len(hashes[split]):
+        if split not in seen:
             column = pool.rule.column
-            raise DataError(f"--data.split-by {column!r}: no row is of the split {split!r}.")
-    later = {"train": np.union1d(hashes["val"], hashes["test"]), "val": hashes["test"]}
+            raise DataError(
+                f"--data.split-by {column!r}: no row is of the split {split!r}, but rows of train, "
+                "val and test are needed. Name some in the column."
+            )
+    val, test = (np.unique(np.concatenate(parts)) for parts in own.values())
+    later = {"train": np.union1d(val, test), "val": test}
     return pool._replace(rule=replace(pool.rule, later_hashes=later))
 
 
-def hashes_by_split(block: pa.Table) -> dict[str, UInt64Array]:
-    """Return the hashes of the valid rows of a block to which a rule was applied, by split."""
+def _later_hashes(block: pa.Table) -> dict[str, UInt64Array]:
+    """Return the hashes of the valid rows of each split in a block; none of `train`, the most."""
     rows = blocks.valid_rows(block)
     names, hashes = rows[blocks.SPLIT].to_numpy(), rows[HASH].to_numpy()
-    return {split: hashes[names == split] for split in SPLITS if (names == split).any()}
+    by_split = {split: hashes[names == split] for split in SPLITS if (names == split).any()}
+    return by_split | ({"train": NO_HASHES} if "train" in by_split else {})
 
 
 def _find_candidates(

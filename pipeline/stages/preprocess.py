@@ -37,8 +37,9 @@ from pipeline.data.sources import Source, open_source
 from pipeline.data.splits import NO_HASHES, Pool
 from pipeline.errors import DataError
 
-LAYOUT = 2
-"""Version of how rows are divided among splits and shards; part of every dataset's version."""
+LAYOUT = 3
+"""Version of how files are decoded, prepared, labelled, and divided among splits and shards; part
+of every dataset's version."""
 
 
 def preprocess(settings: Preprocess) -> DatasetManifest:

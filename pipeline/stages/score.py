@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import ray.data
 
-from pipeline.artifacts.commit import commit, digest, find
+from pipeline.artifacts.commit import digest, find
 from pipeline.artifacts.manifests import FileEntry, ScoresManifest
 from pipeline.artifacts.registry import find_model
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
 from pipeline.config import Score
@@ -39,6 +40,9 @@ INPUT = "input"
 
 BATCH_ROWS = 4096
 
+SCORES_FORMAT = 1
+"""Part of the version of scores: raise it if the same input and model give other scores."""
+
 
 def score(settings: Score) -> ScoresManifest:
     """Score every row of the input, unless that was done before; return the scores' manifest.
@@ -47,7 +51,7 @@ def score(settings: Score) -> ScoresManifest:
     float32, if the settings ask for it), and the columns of the input that the settings name.
 
     Raise DataError if the input is not images of the model's size, SettingError if the output
-    holds other scores.
+    holds other scores, StorageError if another process wrote some meanwhile.
     """
     storage, output = Storage(settings.root), Storage(settings.output)
     model = find_model(storage, settings.model)
@@ -63,8 +67,10 @@ def score(settings: Score) -> ScoresManifest:
         inputs=rows.files,
         rows=rows.num_rows,
     )
-    existing = find(output, "", ScoresManifest)
-    if existing and not settings.force:
+    expected = expected.model_copy(update={"version": _version(settings, expected)})
+    replacement = Replacement(output, "", ScoresManifest)
+    existing = None if settings.force else find(output, "", ScoresManifest)
+    if existing:
         _check_existing(settings, output, existing, expected)
         say(f"scores of {existing.rows:,} rows already exist")
         return existing
@@ -72,17 +78,11 @@ def score(settings: Score) -> ScoresManifest:
     # driver may have no GPU.
     Predictor(storage, model)
     with output.locked(".lock"):
-        if find(output, "", ScoresManifest) != existing:
-            raise SettingError(
-                f"Another process wrote scores to {output.display()} in the meantime. Run again."
-            )
         files = _write_scores(settings, storage, output, expected, rows)
         num_rejected = sum(e.rows or 0 for e in files if e.path.startswith(REJECTED))
         manifest = expected.model_copy(update={"files": files, "rejected": num_rejected})
         assert sum(entry.rows or 0 for entry in files) == rows.num_rows
-        commit(output, "", manifest)
-        if existing:
-            _delete_replaced(output, existing, manifest)
+        manifest = replacement.commit(manifest)
     num_scored = manifest.rows - num_rejected
     say(f"scored {num_scored:,} of {manifest.rows:,} rows into {output.display()}")
     if num_rejected:
@@ -91,6 +91,11 @@ def score(settings: Score) -> ScoresManifest:
             "list their ids and the reasons."
         )
     return manifest
+
+
+def _version(settings: Score, expected: ScoresManifest) -> str:
+    fields = expected.model_dump(mode="json", exclude={"inputs"})
+    return digest(SCORES_FORMAT, settings.device, fields, digest_of(expected.inputs))
 
 
 def _check_columns(settings: Score) -> None:
@@ -112,8 +117,8 @@ def _check_existing(
     """Raise SettingError for other scores, DataError if rows were rejected that must not be."""
     if existing.model_copy(update={"files": (), "tables": {}, "rejected": 0}) != expected:
         raise SettingError(
-            f"--output {output.display()!r} holds scores of other input, model or settings. "
-            "Give another folder, or replace them with --force."
+            f"--output {output.display()!r} holds scores of other input, model or settings, or of "
+            "an older version. Give another folder, or replace them with --force."
         )
     if existing.rejected and settings.on_bad_row == "fail":
         raise DataError(
@@ -122,24 +127,12 @@ def _check_existing(
         )
 
 
-def _delete_replaced(output: Storage, existing: ScoresManifest, manifest: ScoresManifest) -> None:
-    """Delete the files of the scores that this manifest replaced."""
-    kept = {entry.path for entry in manifest.files}
-    for entry in existing.files:
-        if entry.path not in kept:
-            output.delete(entry.path)
-
-
 def _write_scores(
     settings: Score, storage: Storage, output: Storage, expected: ScoresManifest, rows: Rows
 ) -> tuple[FileEntry, ...]:
     """Write the shards; return their entries and those of the rejects."""
-    # The digest is in the names, so shards of other input, model or settings are never reused.
-    name = digest(
-        expected.model_dump(mode="json", exclude={"inputs"}),
-        digest_of(expected.inputs),
-        settings.on_bad_row,
-    )
+    # The digest is in the names, so shards of another version are never reused.
+    name = digest(expected.version, settings.on_bad_row)
     plan = Plan(rows, 0, rows.num_rows, settings.rows_per_shard)
     plan.require_bounded()
     writer = ScoresWriter(output, "", {INPUT: f"part-{name}"}, f"part-{name}", plan.num_shards)

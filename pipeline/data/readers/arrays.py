@@ -23,7 +23,7 @@ from pipeline.data.readers import array_format
 from pipeline.data.readers.array_format import ArrayInfo
 from pipeline.data.readers.labels import Label, LabelCounts, add_counts, count_labels, index_labels
 from pipeline.data.readers.pixels import image_axes, prepare_rows, to_images
-from pipeline.data.readers.rows import RowBatch, source_changed_error
+from pipeline.data.readers.rows import Ranges, RowBatch, source_changed_error
 from pipeline.errors import DataError
 
 MAX_OPEN_FILES = 2
@@ -135,20 +135,14 @@ class ArrayReader:
     def entry(self) -> FileEntry:
         return self.images.entry
 
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self.images.fingerprint + (self.labels.fingerprint if self.labels else ())
-
-    def current_fingerprint(self) -> Fingerprint:
+    def is_unchanged(self, ranges: Ranges) -> bool:
         files = [self.images] + ([self.labels] if self.labels else [])
-        return tuple(value for file in files for value in file.storage.fingerprint(file.entry.path))
+        return all(file.storage.fingerprint(file.entry.path) == file.fingerprint for file in files)
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         return self.read_ranges([(begin, end)], first_id, columns)
 
-    def read_ranges(
-        self, ranges: Sequence[tuple[int, int]], first_id: int, columns: Sequence[str]
-    ) -> RowBatch:
+    def read_ranges(self, ranges: Ranges, first_id: int, columns: Sequence[str]) -> RowBatch:
         if columns:
             raise DataError(
                 f"{self.entry.path} has no column {columns[0]!r}: it holds only images."

@@ -22,13 +22,12 @@ from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers.labels import (
     Label,
     LabelCounts,
-    Labels,
     add_counts,
     count_labels,
     index_labels,
 )
 from pipeline.data.readers.pixels import image_axes, prepare_rows, to_images
-from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
+from pipeline.data.readers.rows import Ranges, RowBatch, as_data_error, require_unchanged
 from pipeline.data.readers.table_columns import LABEL_NAMES, label_values
 from pipeline.errors import DataError
 
@@ -40,9 +39,6 @@ MAX_LINE_BYTES = 1 << 26
 
 PIXEL_NAME = re.compile(r"\d$")
 """Columns of pixels end in a number: `pixel0`, `28x28`."""
-
-
-NO_LABEL = "the label is missing or not an integer from 0"
 
 
 class Marks(NamedTuple):
@@ -57,7 +53,6 @@ class CsvReader:
     """A reader of one file.
 
     `names` are those of its columns, `pixels` those that are pixels, in their order.
-    `text_labels`: labels are text, otherwise numbers.
     """
 
     storage: Storage
@@ -70,7 +65,6 @@ class CsvReader:
     axes: tuple[int, int, int]
     preparation: Preparation = AS_IS
     label: str | None = None
-    text_labels: bool = False
     classes: tuple[Label, ...] = ()
 
     max_runs = 16
@@ -85,8 +79,8 @@ class CsvReader:
         # The text, and numbers of four bytes twice.
         return 12 * len(self.pixels)
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         if missing := [column for column in columns if column not in self.names]:
@@ -100,12 +94,8 @@ class CsvReader:
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.label and self.classes:
-            values = self._labels(table)
-            labels, unknown = index_labels(values, self.classes)
-            reasons |= {
-                row: NO_LABEL if values[row] in (None, -1) else reason
-                for row, reason in unknown.items()
-            }
+            labels, unknown = index_labels(label_values(table[self.label]), self.classes)
+            reasons |= unknown
         return RowBatch(ids, images, labels, table.select(list(columns))).drop(reasons)
 
     @property
@@ -125,16 +115,8 @@ class CsvReader:
         assert self.label
         for begin, end in zip(self.marks.rows, self.marks.rows[1:], strict=False):
             table = self._parse(begin, end, only=[self.label])
-            add_counts(counts, count_labels(self._labels(table)), self.name)
+            add_counts(counts, count_labels(label_values(table[self.label])), self.name)
         return counts
-
-    def _labels(self, table: pa.Table) -> Labels:
-        column = table[self.label]
-        if self.text_labels:
-            return label_values(column)
-        numbers = np.asarray(column.fill_null(-1))
-        valid = (numbers >= 0) & (numbers < 1 << 53) & (numbers == np.floor(numbers))
-        return np.where(valid, numbers, -1).astype(np.int64)
 
     def _parse(self, begin: int, end: int, only: Sequence[str] = ()) -> pa.Table:
         """Return these rows, of all columns or some `only`."""
@@ -155,10 +137,7 @@ class CsvReader:
     def _types(self) -> dict[str, pa.DataType]:
         # Otherwise the type of a column would be guessed for each range of rows by itself.
         types: dict[str, pa.DataType] = dict.fromkeys(self.names, pa.string())
-        types |= dict.fromkeys(self.pixels, pa.float32())
-        if self.label and not self.text_labels:
-            types[self.label] = pa.float64()
-        return types
+        return types | dict.fromkeys(self.pixels, pa.float32())
 
 
 def open_csv(
@@ -179,12 +158,9 @@ def open_csv(
         size_bytes = file.size()
         first = _first_line(file)
         names, has_header = _column_names(first, name)
-        file.seek(0)
         marks, sha256 = _scan(file, len(first) if has_header else 0)
         if marks.rows[-1] < 1:
             return None
-        file.seek(marks.positions[0])
-        values = _values(_first_line(file))
     label = next((column for column in names if column.lower() in LABEL_NAMES), None)
     pixels = tuple(column for column in names if PIXEL_NAME.search(column))
     if not pixels:
@@ -193,7 +169,6 @@ def open_csv(
             f"columns are {', '.join(names[:9])[:99]}."
         )
     axes = image_axes((len(pixels),), name, hint=hint or size)
-    first_row = dict(zip(names, values, strict=False))
     return CsvReader(
         storage,
         FileEntry(path=path, bytes=size_bytes, sha256=sha256, rows=marks.rows[-1]),
@@ -205,7 +180,6 @@ def open_csv(
         axes,
         preparation,
         label,
-        text_labels=label is not None and not _is_number(first_row.get(label, "")),
     )
 
 
@@ -233,16 +207,20 @@ def _values(line: bytes) -> list[str]:
 def _column_names(line: bytes, name: str) -> tuple[list[str], bool]:
     """Return the names of the columns, and whether the first line of the file holds them.
 
-    Without them, the first of one column more than the pixels of a square is the label.
+    Without them, the first of one column more than the pixels of a square is the label. Numbers
+    that count up from 0 or 1 are names, as pandas writes them.
     """
     values = [value.strip() for value in _values(line)]
-    if not all(_is_number(value) for value in values[1:]):
+    counted = len(values) > 2 and any(
+        values[1:] == list(map(str, range(start, start + len(values) - 1))) for start in (0, 1)
+    )
+    if not all(_is_number(value) for value in values[0 if counted else 1 :]):
         if len(set(values)) != len(values):
             raise DataError(f"{name} has several columns of one name. Leave one.")
         return values, True
     side = max(0, len(values) - 1) ** 0.5
     names = [f"pixel{number}" for number in range(len(values))]
-    return (["label", *names[:-1]] if side == int(side) else names), False
+    return (["label", *names[:-1]] if side == int(side) else names), counted
 
 
 def _is_number(value: str) -> bool:
@@ -254,12 +232,18 @@ def _is_number(value: str) -> bool:
 
 
 def _scan(file: pa.NativeFile, start: int) -> tuple[Marks, str]:
-    """Return the marks, after a header of `start` bytes, and the sha256 of a file."""
+    """Return the marks, after a header of `start` bytes, and the sha256 of a file.
+
+    Blank lines at its end are left out.
+    """
+    end_of_rows = _find_end(file)
+    file.seek(0)
     sha256 = hashlib.sha256()
     rows, positions = [0], [start]
     position, num_rows = 0, -1 if start else 0
     while chunk := file.read(CHUNK_BYTES):
         sha256.update(chunk)
+        chunk = chunk[: max(0, end_of_rows - position)]
         num_rows += chunk.count(b"\n")
         end = position + chunk.rfind(b"\n") + 1
         position += len(chunk)
@@ -272,6 +256,18 @@ def _scan(file: pa.NativeFile, start: int) -> tuple[Marks, str]:
         rows.append(rows[-1] + 1)
         positions.append(position)
     return Marks(tuple(rows), tuple(positions)), sha256.hexdigest()
+
+
+def _find_end(file: pa.NativeFile) -> int:
+    """Return the position after the last byte that ends no line."""
+    end: int = file.size()
+    while end:
+        start = max(0, end - CHUNK_BYTES)
+        file.seek(start)
+        if content := file.read(end - start).rstrip(b"\r\n"):
+            return start + len(content)
+        end = start
+    return 0
 
 
 def _parse_lines(

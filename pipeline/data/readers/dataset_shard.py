@@ -13,7 +13,7 @@ from pipeline.artifacts.commit import read_file
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import ImageSpec
-from pipeline.data.readers.rows import RowBatch
+from pipeline.data.readers.rows import Ranges, RowBatch
 from pipeline.data.shards import pixels
 from pipeline.errors import DataError
 
@@ -42,8 +42,8 @@ class ShardReader:
     def bytes_per_row(self) -> int:
         return self.image.num_pixels
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         """See `Reader.read`. Raise ArtifactDamaged if the file is not the one of the manifest."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import FileEntry
-from pipeline.artifacts.storage import Fingerprint, Storage, parallel_map
+from pipeline.artifacts.storage import Fingerprint, Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.contract import AS_IS, Preparation
-from pipeline.data.readers.rows import RowBatch
+from pipeline.data.readers.rows import Ranges, RowBatch
 from pipeline.errors import DataError
 from pipeline.images.decode import is_png_or_jpeg
 from pipeline.images.prepare import prepare_file
@@ -40,12 +43,12 @@ PATH_COLUMN = "path"
 
 @dataclass(frozen=True)
 class ImageFolderReader:
-    """Some image files of a folder, and the labels of their classes if there are any."""
+    """Some image files, and the labels of their classes if there are any."""
 
     storage: Storage
     entry: FileEntry
     shape: tuple[int, int]
-    fingerprint: Fingerprint
+    fingerprints: tuple[Fingerprint, ...]
     paths: tuple[str, ...]
     preparation: Preparation = AS_IS
     labels: tuple[int, ...] | None = None
@@ -56,8 +59,11 @@ class ImageFolderReader:
     def bytes_per_row(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(*self.paths)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return all(
+            _fingerprints(self.storage, self.paths[begin:end]) == self.fingerprints[begin:end]
+            for begin, end in ranges
+        )
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         if other := [name for name in columns if name != PATH_COLUMN]:
@@ -66,7 +72,7 @@ class ImageFolderReader:
             )
         paths = self.paths[begin:end]
         images, reasons = decode_files(
-            self._contents(paths), len(paths), self.preparation, self.shape
+            self._contents(begin, end), len(paths), self.preparation, self.shape
         )
         reasons = {row: f"{paths[row]}: {reason}" for row, reason in reasons.items()}
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
@@ -74,12 +80,13 @@ class ImageFolderReader:
         extra = pa.table({PATH_COLUMN: pa.array(paths, pa.string())} if columns else {})
         return RowBatch(ids, images, labels, extra).drop(reasons)
 
-    def _contents(self, paths: Sequence[str]) -> Iterator[bytes]:
+    def _contents(self, begin: int, end: int) -> Iterator[bytes]:
+        read = partial(read_file, self.storage)
         # Few threads: to start one costs as much as to read ten small files.
         with ThreadPoolExecutor(READ_THREADS) as threads:
-            for start in range(0, len(paths), FILES_AT_A_TIME):
-                batch = paths[start : start + FILES_AT_A_TIME]
-                yield from list(threads.map(lambda path: read_file(self.storage, path), batch))
+            for start in range(begin, end, FILES_AT_A_TIME):
+                part = slice(start, min(start + FILES_AT_A_TIME, end))
+                yield from list(threads.map(read, self.paths[part], self.fingerprints[part]))
 
 
 def read_image(file: pa.NativeFile, size: int) -> bytes:
@@ -117,32 +124,31 @@ def image_files(paths: Sequence[str]) -> list[str]:
 
 def open_image_folder(
     storage: Storage,
-    folder: str,
     paths: Sequence[str],
     *,
     preparation: Preparation = AS_IS,
     size: tuple[int, int] | None = None,
     labels: Mapping[str, int] | None = None,
 ) -> list[ImageFolderReader]:
-    """Return the readers of these image files of a folder, `IMAGES_PER_READER` files each.
+    """Return the readers of these image files, `IMAGES_PER_READER` files each.
+
+    The path in the entry of a reader is the folder that its files share.
 
     `size` is that of the dataset or model; if there is none, the first file that can be decoded
     decides. `labels` are the labels of the paths. Raise DataError if no file can be decoded.
     """
-    contents = ((storage.display(path), read_file(storage, path)) for path in paths)
-    shape = size or first_shape(contents, preparation)
-    parts = [
-        paths[start : start + IMAGES_PER_READER]
-        for start in range(0, len(paths), IMAGES_PER_READER)
-    ]
     # Before the files are read: a change during that is noticed later.
-    fingerprints = [storage.fingerprint(*part) for part in parts]
-    files = iter(parallel_map(lambda path: _entry(storage, path), paths))
+    fingerprints = _fingerprints(storage, paths)
+    known = list(zip(paths, fingerprints, strict=True))
+    contents = ((storage.display(file[0]), read_file(storage, *file)) for file in known)
+    shape = size or first_shape(contents, preparation)
+    files = parallel_map(lambda file: _entry(storage, *file), known)
     readers = []
-    for part, fingerprint in zip(parts, fingerprints, strict=True):
-        own = [next(files) for _ in part]
+    for start in range(0, len(paths), IMAGES_PER_READER):
+        part = paths[start : start + IMAGES_PER_READER]
+        own = files[start : start + IMAGES_PER_READER]
         entry = FileEntry(
-            path=folder,
+            path=posixpath.commonpath(part),
             bytes=sum(file.bytes for file in own),
             sha256=digest_of(own),
             rows=len(own),
@@ -150,25 +156,42 @@ def open_image_folder(
         own_labels = tuple(labels[path] for path in part) if labels else None
         readers.append(
             ImageFolderReader(
-                storage, entry, shape, fingerprint, tuple(part), preparation, own_labels
+                storage,
+                entry,
+                shape,
+                fingerprints[start : start + IMAGES_PER_READER],
+                tuple(part),
+                preparation,
+                own_labels,
             )
         )
     return readers
 
 
-def read_file(storage: Storage, path: str) -> bytes:
+def read_file(storage: Storage, path: str, fingerprint: Fingerprint) -> bytes:
     """Return the content of an image file, or only its beginning, as `read_image` does."""
+    size = fingerprint[0]
+    if size <= SMALL_FILE_BYTES:
+        # One request to an object store.
+        return storage.read(path)
     with storage.open(path) as file:
-        return read_image(file, file.size())
+        return read_image(file, size)
 
 
-def _entry(storage: Storage, path: str) -> FileEntry:
-    with storage.open(path) as file:
-        size = file.size()
-        # `file_digest` allocates a buffer, which costs more than to read a small file.
-        small = size <= SMALL_FILE_BYTES
-        sha256 = hashlib.sha256(file.read()) if small else hashlib.file_digest(file, "sha256")
-        return FileEntry(path=path, bytes=size, sha256=sha256.hexdigest())
+def _fingerprints(storage: Storage, paths: Sequence[str]) -> tuple[Fingerprint, ...]:
+    """Return the fingerprint of each file: its size, and what changes with its content."""
+    values = iter(storage.fingerprint(*paths))
+    return tuple(zip(values, values, strict=True))
+
+
+def _entry(storage: Storage, path: str, fingerprint: Fingerprint) -> FileEntry:
+    size = fingerprint[0]
+    if size <= SMALL_FILE_BYTES:
+        sha256 = hashlib.sha256(storage.read(path)).hexdigest()
+    else:
+        with storage.open(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(path=path, bytes=size, sha256=sha256)
 
 
 def first_shape(contents: Iterable[tuple[str, bytes]], preparation: Preparation) -> tuple[int, int]:

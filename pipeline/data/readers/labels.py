@@ -15,7 +15,7 @@ Label: TypeAlias = int | str
 """A label of a source: a number, or the name of its class."""
 
 Labels: TypeAlias = Int64Array | Sequence[object]
-"""Labels of rows, in order."""
+"""Labels of rows, in order: numbers, or text, which may hold numbers (see `number_of`)."""
 
 LabelCounts: TypeAlias = Mapping[Label, int]
 """The number of rows of each label in a file."""
@@ -26,6 +26,26 @@ MAX_LABELS = 100_000
 
 MAX_NUMBER = 1 << 63
 """Labels are int64."""
+
+NO_NUMBER = -1
+"""In place of a label that is missing, or a number but not an integer from 0."""
+
+MAX_EXACT = 1 << 53
+"""Integers below are exact as float64."""
+
+
+def number_of(text: str) -> int | None:
+    """Return the number that text holds, `NO_NUMBER` if it cannot be a label, or None for a name.
+
+    `3`, `03` and `3.0` are 3.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if "_" in text or (number >= MAX_EXACT and text.isdecimal()):
+        return None
+    return int(number) if number.is_integer() and 0 <= number < MAX_EXACT else NO_NUMBER
 
 
 def count_labels(labels: Labels) -> LabelCounts:
@@ -41,8 +61,31 @@ def keep_labels(counts: Mapping[Any, int]) -> LabelCounts:
     return {
         label: count
         for label, count in counts.items()
-        if isinstance(label, str) or (isinstance(label, int) and 0 <= label < MAX_NUMBER)
+        if (isinstance(label, str) and label.strip())
+        or (isinstance(label, int) and 0 <= label < MAX_NUMBER)
     }
+
+
+def hold_names(counts: LabelCounts) -> bool:
+    """Return whether a label is a name, and no number. Raise DataError if others are integers."""
+    texts = [label for label in counts if isinstance(label, str)]
+    if not any(number_of(text) is None for text in texts):
+        return False
+    if len(texts) < len(counts):
+        raise DataError(
+            "Some labels of the source are numbers, and others text. Use one kind in all files."
+        )
+    return True
+
+
+def by_number(counts: LabelCounts) -> LabelCounts:
+    """Return the counts of labels that are numbers, or text that holds numbers."""
+    numbers = Counter[Label]()
+    for label, count in counts.items():
+        number = number_of(label) if isinstance(label, str) else label
+        if number not in (None, NO_NUMBER):
+            numbers[number] += count
+    return numbers
 
 
 def add_counts(total: Counter[Label], counts: LabelCounts, name: str) -> None:
@@ -58,22 +101,34 @@ def add_counts(total: Counter[Label], counts: LabelCounts, name: str) -> None:
 def index_labels(labels: Labels, classes: tuple[Label, ...]) -> tuple[Int64Array, dict[int, str]]:
     """Return the index of each label in `classes`, int64 (N,), and why a row has none.
 
-    Numbers in `classes` are in ascending order. Rows without a class have the index 0.
+    Numbers in `classes` are in ascending order, and text is compared as numbers with them. Rows
+    without a class have the index 0.
     """
-    if isinstance(labels, np.ndarray):
+    if isinstance(classes[0], int):
+        numbers = labels if isinstance(labels, np.ndarray) else _to_numbers(labels)
         values = np.array(classes, np.int64)
-        indices = np.searchsorted(values, labels).clip(max=len(values) - 1)
-        unknown = values[indices] != labels
+        indices = np.searchsorted(values, numbers).clip(max=len(values) - 1)
+        unknown = values[indices] != numbers
     else:
         positions = {label: index for index, label in enumerate(classes)}
-        indices = np.array([positions.get(label, -1) for label in labels], np.int64)  # type: ignore[call-overload]
+        indices = np.array([positions.get(label, -1) for label in labels], np.int64)  # type: ignore[arg-type]
         unknown = indices < 0
     indices = np.where(unknown, 0, indices)
     reasons = {
-        int(row): f"the label {_shown(labels[int(row)])} is not one of {_list(classes)}"
-        for row in np.flatnonzero(unknown)
+        row: "the label is missing"
+        if labels[row] is None
+        else f"the label {_shown(labels[row])} is not one of {_list(classes)}"
+        for row in np.flatnonzero(unknown).tolist()
     }
     return indices, reasons
+
+
+def _to_numbers(labels: Sequence[object]) -> Int64Array:
+    known: dict[object, int | None] = {
+        label: number_of(label) for label in set(labels) if isinstance(label, str)
+    }
+    numbers = [known.get(label) for label in labels]
+    return np.array([NO_NUMBER if number is None else number for number in numbers], np.int64)
 
 
 def _shown(label: object) -> str:

@@ -12,19 +12,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import Int64Array, UInt8Array
 from pipeline.artifacts.manifests import FileEntry
-from pipeline.artifacts.storage import Fingerprint, Storage
+from pipeline.artifacts.storage import Storage
 from pipeline.data.readers.labels import Label, LabelCounts
 from pipeline.errors import DataError, UserError
 
 BYTES_AT_A_TIME = 256 << 20
 """Images that are large in the file are fitted some at a time: the smaller ones fit into memory."""
+
+
+Ranges: TypeAlias = Sequence[tuple[int, int]]
+"""Ranges of rows: the first row of each, and the row after its last."""
 
 
 class RejectedRow(NamedTuple):
@@ -82,17 +86,12 @@ class Reader(Protocol):
 
     @property
     def entry(self) -> FileEntry:
-        """The path, size, sha256 and number of rows of the file."""
+        """The path, size, sha256 and number of rows of the file, or of the files of a folder."""
         ...
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of every image."""
-        ...
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """The fingerprint of the file when the reader was made."""
         ...
 
     @property
@@ -105,8 +104,8 @@ class Reader(Protocol):
         """Bytes in memory while a row is decoded, if the file says."""
         ...
 
-    def current_fingerprint(self) -> Fingerprint:
-        """Return the fingerprint of the file as it is now."""
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        """Return whether the files that hold rows of these ranges are as when it was made."""
         ...
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
@@ -145,9 +144,7 @@ class LabelledReader(Reader, Protocol):
 class RangesReader(Protocol):
     """A reader that reads many short ranges in one call, which is faster than one by one."""
 
-    def read_ranges(
-        self, ranges: Sequence[tuple[int, int]], first_id: int, columns: Sequence[str]
-    ) -> RowBatch:
+    def read_ranges(self, ranges: Ranges, first_id: int, columns: Sequence[str]) -> RowBatch:
         """Return the rows of these ranges, in order, as `Reader.read` does."""
         ...
 
@@ -212,9 +209,12 @@ class Rows:
     def require_unchanged(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Raise DataError if a file that holds rows of these ranges was changed since it was
         opened."""
-        readers = {id(reader): reader for one in ranges for _, reader in self._readers_of(*one)}
-        for reader in readers.values():
-            require_unchanged(reader)
+        parts = dict[int, tuple[Reader, list[tuple[int, int]]]]()
+        for one in ranges:
+            for reader, _, begin, end in self._parts(*one):
+                parts.setdefault(id(reader), (reader, []))[1].append((begin, end))
+        for reader, own in parts.values():
+            require_unchanged(reader, own)
 
     @cached_property
     def _firsts(self) -> list[int]:
@@ -230,7 +230,7 @@ class Rows:
 
 
 def _read_ranges(
-    reader: Reader, ranges: Sequence[tuple[int, int]], first_id: int, columns: Sequence[str]
+    reader: Reader, ranges: Ranges, first_id: int, columns: Sequence[str]
 ) -> list[RowBatch]:
     rows_at_a_time = max(1, BYTES_AT_A_TIME // reader.bytes_per_row)
     if isinstance(reader, RangesReader) and sum(e - b for b, e in ranges) <= rows_at_a_time:
@@ -280,25 +280,12 @@ def as_data_error(name: str, kind: str) -> Iterator[None]:
         ) from None
 
 
-def require_unchanged(reader: Reader) -> None:
-    """Raise DataError if the reader's file was changed since it was opened."""
-    if reader.current_fingerprint() != reader.fingerprint:
+def require_unchanged(reader: Reader, ranges: Ranges = ()) -> None:
+    """Raise DataError if a file that holds rows of these ranges was changed since it was opened."""
+    if not reader.is_unchanged(ranges):
         raise source_changed_error(reader.storage.display(reader.entry.path))
 
 
 def source_changed_error(name: str) -> DataError:
     """Return the error for a file that was changed or removed since it was opened."""
     return DataError(f"{name} was changed while it was read. Run again when it is finished.")
-
-
-def require_one_shape(readers: Sequence[Reader]) -> None:
-    """Raise DataError if the readers' images differ in size."""
-    first = readers[0]
-    for reader in readers:
-        if reader.shape != first.shape:
-            sizes = [f"{height} x {width}" for height, width in (first.shape, reader.shape)]
-            raise DataError(
-                f"{first.storage.display(first.entry.path)} has images of {sizes[0]}, but "
-                f"{reader.storage.display(reader.entry.path)} of {sizes[1]}. All must be of one "
-                "size: give it with --data.size, or leave one."
-            )

@@ -142,8 +142,7 @@ def _valid_values(name: str, field: pa.Field, values: Iterable[pa.Array]) -> Ite
     if has_paths:
         raise DataError(
             f"{name}: column `{field.name}` holds paths of image files, but not the files. Write "
-            "the "
-            "table with its images embedded."
+            "the table with its images embedded."
         )
 
 

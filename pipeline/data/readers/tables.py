@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import cast
@@ -26,7 +25,7 @@ from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers.labels import Label, LabelCounts, add_counts, index_labels, keep_labels
-from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
+from pipeline.data.readers.rows import Ranges, RowBatch, as_data_error, require_unchanged
 from pipeline.data.readers.table_columns import (
     ID,
     IMAGE_NAMES,
@@ -89,8 +88,8 @@ class TableReader:
         # Lists are decoded to numbers of 8 bytes.
         return 8 * prod(self.image.stored or self.shape)
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         needed = [self.image.name]
@@ -117,7 +116,7 @@ class TableReader:
         self, table: pa.Table, reasons: dict[int, str]
     ) -> tuple[Int64Array, dict[int, str]]:
         column = table[self.label]
-        if isinstance(self.classes[0], str):
+        if not _is_integer(column.type):
             return index_labels(label_values(column), self.classes)
         zeros = np.zeros(len(column), np.int64)
         return index_labels(decode_integers(column, zeros, reasons, "label"), self.classes)
@@ -143,30 +142,25 @@ class TableReader:
         return counts
 
 
-_STREAMS = 16
+MAX_STREAMS = 16
 """Places of files that stay open for reading on: those of the runs of a shard."""
+
+_streams: list[tuple[tuple[object, ...], TableStream]] = []
+"""The open places of all files in this process, least recently used first."""
 
 
 def _stream(reader: TableReader, columns: tuple[str, ...], begin: int) -> TableStream:
     """Return a stream of the file that can read on from row `begin` soonest."""
-    streams = _streams(reader, columns)
-    ahead = [stream for stream in streams if stream.can_continue(begin)]
+    key = reader.storage, reader.entry.path, reader.fingerprint, columns
+    ahead = [opened for opened in _streams if opened[0] == key and opened[1].can_continue(begin)]
     if ahead:
-        stream = max(ahead, key=lambda stream: stream.position)
-    elif len(streams) < _STREAMS:
-        stream = _open_stream(reader, columns)
+        stream = max((stream for _, stream in ahead), key=lambda stream: stream.position)
+        _streams.remove((key, stream))
     else:
-        stream = streams[0]
-    if stream in streams:
-        streams.remove(stream)
-    streams.append(stream)
+        old_key, old = _streams.pop(0) if len(_streams) == MAX_STREAMS else (None, None)
+        stream = old if old and old_key == key else _open_stream(reader, columns)
+    _streams.append((key, stream))
     return stream
-
-
-@lru_cache(maxsize=4)
-def _streams(reader: TableReader, columns: tuple[str, ...]) -> list[TableStream]:
-    """Return the open streams of a file, least recently used first."""
-    return []
 
 
 def _open_stream(reader: TableReader, columns: tuple[str, ...]) -> TableStream:
@@ -246,11 +240,17 @@ def _label_column(schema: pa.Schema) -> str | None:
     if name is None:
         return None
     kind = schema.field(name).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    is_text = any(is_kind(kind) for is_kind in texts)
-    return name if is_text or pa.types.is_integer(kind) else None
+    is_text = any(is_kind(_value_type(kind)) for is_kind in texts)
+    return name if is_text or _is_integer(kind) else None
+
+
+def _is_integer(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(_value_type(kind)))
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _class_names(name: str, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:

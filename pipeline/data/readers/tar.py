@@ -20,12 +20,11 @@ from pipeline.data.readers.image_folder import SUFFIXES, decode_files, first_sha
 from pipeline.data.readers.labels import (
     Label,
     LabelCounts,
-    Labels,
     add_counts,
     count_labels,
     index_labels,
 )
-from pipeline.data.readers.rows import RowBatch, as_data_error, require_unchanged
+from pipeline.data.readers.rows import Ranges, RowBatch, as_data_error, require_unchanged
 from pipeline.errors import DataError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -54,7 +53,7 @@ class TarReader:
     shape: tuple[int, int]
     fingerprint: Fingerprint
     places: Int64Array = field(compare=False)
-    values: tuple[Label, ...] | None = field(compare=False)
+    values: tuple[str, ...] | None = field(compare=False)
     preparation: Preparation = AS_IS
     classes: tuple[Label, ...] = ()
 
@@ -64,8 +63,8 @@ class TarReader:
     def bytes_per_row(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def current_fingerprint(self) -> Fingerprint:
-        return self.storage.fingerprint(self.entry.path)
+    def is_unchanged(self, ranges: Ranges) -> bool:
+        return self.storage.fingerprint(self.entry.path) == self.fingerprint
 
     def read(self, begin: int, end: int, first_id: int, columns: Sequence[str]) -> RowBatch:
         if columns:
@@ -78,16 +77,9 @@ class TarReader:
         ids = np.arange(first_id + begin, first_id + end, dtype=np.int64)
         labels = None
         if self.values is not None and self.classes:
-            labels, unknown = index_labels(self._labels(begin, end), self.classes)
+            labels, unknown = index_labels(self.values[begin:end], self.classes)
             reasons |= unknown
         return RowBatch(ids, images, labels).drop(reasons)
-
-    def _labels(self, begin: int, end: int) -> Labels:
-        assert self.values is not None
-        values = self.values[begin:end]
-        if isinstance(self.classes[0], int):
-            return np.array([v if isinstance(v, int) else -1 for v in values], np.int64)
-        return [str(value) for value in values]
 
     @property
     def labelled(self) -> bool:
@@ -138,7 +130,7 @@ def open_tar(
         shape,
         fingerprint,
         np.array(list(images.values()), np.int64),
-        _numbers_or_text([labels[key] for key in images]) if labels else None,
+        tuple(labels[key] for key in images) if labels else None,
         preparation,
     )
 
@@ -213,18 +205,6 @@ class _Headers:
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size:,} bytes")
         return bytes(self._file.read(size))
-
-
-def _numbers_or_text(labels: Sequence[str]) -> tuple[Label, ...]:
-    """Return labels as numbers if all are."""
-    numbers = {
-        text: int(text)
-        for text in set(labels)
-        if text.isascii() and text.isdigit() and len(text) < 19
-    }
-    if len(numbers) < len(set(labels)):
-        return tuple(labels)
-    return tuple(numbers[text] for text in labels)
 
 
 def _read(file: pa.NativeFile, offset: int, size: int) -> bytes:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -62,6 +63,40 @@ def recording() -> Iterator[tuple[int, list[str]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server.server_address[1], keys
+        server.shutdown()
+
+
+@contextmanager
+def slow_uploads() -> Iterator[int]:
+    """Yield the port of a server to which each upload takes a second."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(1)
+            self._answer(b"")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            result = "InitiateMultipartUploadResult" if self.path.endswith("uploads") else "Done"
+            self._answer(
+                f"<{result}><UploadId>1</UploadId><Bucket>b</Bucket><Key>x</Key><ETag>e</ETag>"
+                f"</{result}>".encode()
+            )
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("ETag", '"e"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_address[1]
         server.shutdown()
 
 
@@ -142,6 +177,18 @@ def test_a_loopback_server_is_asked_directly_though_there_is_a_proxy(
         assert Storage(server.uri("proxy")).read("file") == b"x"
 
 
+@pytest.mark.parametrize("num_bytes", [1 << 17, 11 << 20])
+def test_an_upload_may_take_longer_than_other_requests(
+    monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    monkeypatch.setitem(buckets.TIMEOUTS, "read_timeout", "500ms")
+    monkeypatch.setitem(buckets.RETRIES, "retry_timeout", timedelta(seconds=0))
+    with slow_uploads() as port:
+        Storage(s3_uri(port)).write("x", bytes(num_bytes))
+        with pytest.raises(StorageError, match="Could not write"):
+            Storage(s3_uri(port)).write("x", b"small")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_server_that_does_not_answer_is_an_error_within_30_seconds(
@@ -156,7 +203,8 @@ def test_a_server_that_does_not_answer_is_an_error_within_30_seconds(
 
 WAIT = """
 import signal, sys
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 
 def interrupt(*_):
     raise KeyboardInterrupt

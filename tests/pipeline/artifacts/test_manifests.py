@@ -197,15 +197,29 @@ def test_the_error_of_a_newer_major_format_says_what_reads_it(
     "path", ["", "/a", "../a", "a/../../b", "a/..", ".", "a/./b", "a//b", "a/", "a\\b", "a\0"]
 )
 def test_a_path_never_leads_out_of_the_artifact(storage: Storage, path: str) -> None:
-    edit(storage, files=[{"path": path, "bytes": 0, "sha256": ""}])
+    edit(storage, files=[{"path": path, "bytes": 0, "sha256": "0" * 64}])
     with pytest.raises(ArtifactDamaged, match="may lead out of the artifact's folder"):
         find(storage, "d", DatasetManifest)
 
 
 @pytest.mark.parametrize("path", ["a", ".a", "...", "..a/b..", "a [b]/c:d", "\u00fc"])
 def test_a_path_may_have_any_name_inside_the_artifact(storage: Storage, path: str) -> None:
-    edit(storage, files=[{"path": path, "bytes": 0, "sha256": ""}])
+    edit(storage, files=[{"path": path, "bytes": 0, "sha256": "0" * 64}])
     assert load(storage, "d", DatasetManifest).files[0].path == path
+
+
+@pytest.mark.parametrize("path", ["manifest.json", "evaluation.json"])
+def test_a_manifest_is_none_of_the_files_of_an_artifact(storage: Storage, path: str) -> None:
+    edit(storage, files=[{"path": path, "bytes": 0, "sha256": "0" * 64}])
+    with pytest.raises(ArtifactDamaged, match="is a manifest, and not a file"):
+        find(storage, "d", DatasetManifest)
+
+
+@pytest.mark.parametrize("fields", [{"bytes": -1}, {"rows": -5}, {"sha256": ""}])
+def test_sizes_and_digests_of_files_are_checked(storage: Storage, fields: dict[str, Any]) -> None:
+    edit(storage, files=[{"path": "a", "bytes": 0, "sha256": "0" * 64} | fields])
+    with pytest.raises(ArtifactDamaged, match=f"{next(iter(fields))}: "):
+        find(storage, "d", DatasetManifest)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +244,8 @@ PATHS = st.from_regex(r"[\w .-]{0,9}\w(/\w[\w .-]{0,9})*", fullmatch=True)
 NAMES = st.from_regex(NAME, fullmatch=True)
 VERSIONS = st.from_regex(VERSION_DIGITS, fullmatch=True)
 REFS = st.builds("{}/{}".format, NAMES, VERSIONS)
-ENTRIES = st.builds(FileEntry, path=PATHS, bytes=COUNTS, sha256=st.text(), rows=st.none() | COUNTS)
+DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+ENTRIES = st.builds(FileEntry, path=PATHS, bytes=COUNTS, sha256=DIGESTS, rows=st.none() | COUNTS)
 COMMON = {
     "image": st.builds(
         ImageSpec, st.integers(1, 999), st.integers(1, 999), st.lists(st.text()).map(tuple)

@@ -1,29 +1,31 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from pipeline.artifacts import commit
 from pipeline.artifacts.commit import load, read_file
-from pipeline.artifacts.manifests import EvaluationManifest
+from pipeline.artifacts.manifests import EvaluationManifest, FileEntry
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
+from pipeline.errors import StorageError
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-def write(replacement: Replacement, *contents: bytes) -> EvaluationManifest:
-    files = [replacement.write(f"{n}.html", content) for n, content in enumerate(contents)]
+def make(*files: FileEntry) -> EvaluationManifest:
     return EvaluationManifest(
-        model="m/0123456789ab", dataset="d/0123456789ab", metrics={}, files=tuple(files)
+        model="m/0123456789ab", dataset="d/0123456789ab", metrics={}, files=files
     )
 
 
+def begin(storage: Storage) -> Replacement[EvaluationManifest]:
+    return Replacement(storage, "m", EvaluationManifest)
+
+
+def write(replacement: Replacement[EvaluationManifest], *contents: bytes) -> EvaluationManifest:
+    return make(*(replacement.write(f"{n}.html", content) for n, content in enumerate(contents)))
+
+
 def build(storage: Storage, *contents: bytes) -> None:
-    replacement = Replacement(storage, "m", EvaluationManifest)
+    replacement = begin(storage)
     replacement.commit(write(replacement, *contents))
 
 
@@ -34,12 +36,13 @@ def stored(storage: Storage) -> list[bytes]:
 
 
 def names(storage: Storage) -> list[str]:
-    return [path.removeprefix("m/") for path in storage.files("m")]
+    paths = [path.removeprefix("m/") for path in storage.files("m")]
+    return [path for path in paths if not path.startswith(".")]
 
 
 def test_readers_see_the_old_artifact_until_the_new_one_is_committed(storage: Storage) -> None:
     build(storage, b"old", b"same", b"dropped")
-    replacement = Replacement(storage, "m", EvaluationManifest)
+    replacement = begin(storage)
     for count in range(3):
         manifest = write(replacement, *(b"new", b"same")[:count])
         assert stored(storage) == [b"old", b"same", b"dropped"]
@@ -70,3 +73,34 @@ def test_a_damaged_manifest_is_replaced(storage: Storage) -> None:
     storage.write("m/evaluation.json", b"{")
     build(storage, b"new")
     assert stored(storage) == [b"new"]
+
+
+def test_of_two_replacements_at_once_the_first_stays_whole(storage: Storage) -> None:
+    """The second writes files that the first deletes, as those of the old artifact."""
+    build(storage, b"old")
+    second, first = begin(storage), begin(storage)
+    manifest = write(second, b"old", b"more")
+    first.commit(write(first, b"new"))
+    with pytest.raises(StorageError, match=r"Another process wrote .*/m/evaluation\.json in"):
+        second.commit(manifest)
+    assert stored(storage) == [b"new"]
+
+
+def test_two_that_write_the_same_artifact_both_succeed(storage: Storage) -> None:
+    both = [begin(storage), begin(storage)]
+    for replacement in both:
+        replacement.commit(write(replacement, b"same"))
+    assert stored(storage) == [b"same"]
+
+
+def test_tables_of_the_old_manifest_are_deleted(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "MAX_LISTED", 1)
+    build(storage, b"a", b"b")
+    (table,) = {*names(storage)} - {"0.html", "1.html", "evaluation.json"}
+    build(storage, b"a", b"b")
+    assert table in names(storage)
+    assert stored(storage) == [b"a", b"b"]
+    build(storage, b"a")
+    assert names(storage) == ["0.html", "evaluation.json"]

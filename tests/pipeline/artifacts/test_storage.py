@@ -100,20 +100,6 @@ def test_a_fingerprint_changes_with_the_content(storage: Storage) -> None:
     assert (after[:2], after[2:] == before[2:]) == (before[:2], False)
 
 
-def test_one_of_several_creates_a_file(storage: Storage) -> None:
-    def create(number: int) -> bool:
-        try:
-            storage.create("file", b"%d" % number)
-        except FileExistsError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as threads:
-        created = list(threads.map(create, range(8)))
-    assert sum(created) == 1
-    assert storage.read("file") == b"%d" % created.index(True)
-
-
 def test_no_update_is_lost(storage: Storage) -> None:
     def add(number: int) -> None:
         storage.update("file", lambda old: b"%b %d" % (old or b"", number))

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipeline.artifacts.threads import parallel_map
+from pipeline.artifacts.threads import MAX_THREADS, parallel_map
 
 
 def test_results_are_in_the_order_of_the_items() -> None:
@@ -26,3 +26,17 @@ def test_the_error_of_the_earliest_item_is_raised() -> None:
 
     with pytest.raises(ValueError, match="^0$"):
         parallel_map(fail, range(2))
+
+
+def test_calls_inside_of_calls_share_the_threads() -> None:
+    before = threading.active_count()
+    counts = list[int]()
+
+    def count(_: int) -> None:
+        counts.append(threading.active_count())
+
+    parallel_map(lambda _: parallel_map(count, range(50)), range(50))
+    assert max(counts) - before <= MAX_THREADS + 1
+    barrier = threading.Barrier(8, timeout=30)
+    (used,) = parallel_map(lambda _: parallel_map(lambda _: barrier.wait(), range(8)), range(1))
+    assert len(used) == 8

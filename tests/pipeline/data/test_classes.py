@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import Data
 from pipeline.data.sources import Source, open_source
 from pipeline.errors import DataError
-from tests.support.sources import write_parquet
+from tests.support.sources import csv_lines, webdataset, write_csv, write_parquet, write_tar
 
 
 def open_at(path: Path) -> Source:
@@ -30,7 +30,8 @@ def features(*names: str) -> dict[str, Any]:
         ([1, 2, 3], ("1", "2", "3")),
         ([7, 300, 65_000], ("7", "300", "65000")),
         (["dog", "cat", "ünï"], ("cat", "dog", "ünï")),
-        (["3", "10", "2"], ("10", "2", "3")),
+        (["3", "10", "2"], ("2", "3", "10")),
+        (["A", "10", "2"], ("10", "2", "A")),
         (pa.array([5, 9, 2**40], pa.uint64()), ("5", "9", str(2**40))),
         (pa.array(["b", "a", "c"]).dictionary_encode(), ("a", "b", "c")),
     ],
@@ -58,6 +59,41 @@ def test_classes_are_those_of_all_files(tmp_path: Path) -> None:
     assert source.train_counts == (12, 0, 12)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["7", "A", "10"] * 4, ("10", "7", "A")),
+        ([*"0123" * 2, *"ab12"], ("0", "1", "2", "3", "a", "b")),
+        (["", "10", "2.0", "02"] * 3, ("2", "10")),
+        (["1", "2", "-3", "0.5"] * 3, ("1", "2")),
+        (["9" * 30, "1_2"] * 6, ("1_2", "9" * 30)),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "tar", "parquet"])
+def test_text_is_numbers_if_all_labels_of_all_files_are(
+    tmp_path: Path, labels: list[str], names: tuple[str, ...], form: str
+) -> None:
+    for part in range(2):
+        own = labels[6 * part : 6 * part + 6]
+        path = tmp_path / f"train-{part}.{form}"
+        if form == "csv":
+            head, *lines = csv_lines(6, part)
+            rows = [f"{label}{line[1:]}" for label, line in zip(own, lines, strict=True)]
+            write_csv(path, [head, *rows])
+        elif form == "tar":
+            members = webdataset(6, part)
+            members[1::2] = [(members[2 * i + 1][0], label.encode()) for i, label in enumerate(own)]
+            write_tar(path, members)
+        else:
+            write_parquet(path, 6, part, label=own)
+    source = open_at(tmp_path)
+    assert source.class_names == names
+    batch = source.splits["train"].read(0, 12)
+    assert batch.labels is not None
+    assert np.bincount(batch.labels).tolist() == list(source.train_counts)
+    assert len(batch.rejects) == 12 - sum(source.train_counts)
+
+
 def test_names_in_other_order_are_refused_with_both(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", metadata=features("cat", "dog"))
     write_parquet(tmp_path / "test.parquet", metadata=features("dog", "cat"))
@@ -83,7 +119,7 @@ def test_repeated_names_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ([0] * 12, ["0"] * 12, "Some labels of the source are numbers, and others text"),
+        ([0] * 12, ["cat"] * 12, "Some labels of the source are numbers, and others text"),
         ([0] * 12, [0] * 12, "has 1 classes, but 2 to 256 are needed"),
         ([0.5] * 12, [0.5] * 12, "has no labels"),
         ([-1] * 12, [-2] * 12, "has 0 classes, but 2 to 256 are needed"),

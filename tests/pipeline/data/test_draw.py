@@ -22,15 +22,19 @@ def draw_in_parts(
 ) -> dict[str, Hashes]:
     """Draw as the tasks do: each part by itself, then merged."""
     total = sum(counts.values(), np.zeros(1, np.int64))
-    candidates = dict[int, draw.Candidates]()
+    mergers = dict[int, draw.Merger]()
     for rows in np.array_split(np.arange(len(hashes)), parts):
         for label, own in draw.lowest_ranks(hashes[rows], labels[rows], total, seed).items():
-            known = candidates.get(label, draw.Candidates(hashes[:0], hashes[:0]))
-            candidates[label] = draw.merge(known, own, int(total[label]))
-    return draw.split_candidates(candidates, counts)
+            mergers.setdefault(label, draw.Merger(int(total[label]))).add(own)
+    return draw.split_candidates({label: own.merge() for label, own in mergers.items()}, counts)
 
 
 ROWS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=1, max_size=60)
+
+
+@pytest.fixture(autouse=True)
+def _merge_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "MIN_MERGED", 1)
 
 
 @given(ROWS, st.integers(0, 5), st.integers(1, 7), st.randoms(use_true_random=False))
@@ -58,6 +62,25 @@ def test_every_image_is_in_one_split(rows: list[tuple[int, int]], seed: int) -> 
     assert not np.intersect1d(drawn["test"], drawn["val"]).size
     for split in counts:
         np.testing.assert_array_equal(drawn[split], np.unique(drawn[split]))
+
+
+@given(ROWS, st.integers(0, 5), st.integers(1, 7))
+def test_each_class_keeps_an_image_however_few_are_valid_or_differ(
+    rows: list[tuple[int, int]], seed: int, parts: int
+) -> None:
+    # Each class has images of its own.
+    hashes = np.array([100 * label + pixels for pixels, label in rows], np.uint64)
+    labels = np.array([label for _, label in rows], np.int64)
+    counts = {"test": np.array([9, 1, 2]), "val": np.array([3, 5, 0])}
+    drawn = draw_in_parts(hashes, labels, counts, seed, parts)
+    left = ~np.isin(hashes, np.concatenate(list(drawn.values())))
+    assert set(labels[left]) == set(labels)
+
+
+@pytest.mark.parametrize(("count", "number"), [(0, 0), (1, 1), (19, 19), (20, 19), (99, 19)])
+def test_so_many_images_are_drawn_as_asked_for_but_one(count: int, number: int) -> None:
+    hashes, labels = np.arange(20, dtype=np.uint64), np.zeros(20, np.int64)
+    assert len(draw_in_parts(hashes, labels, {"val": np.array([count])}, 0, 3)["val"]) == number
 
 
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=40), st.data())

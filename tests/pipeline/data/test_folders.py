@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,14 @@ def test_ids_are_positions_in_the_source(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(ids), np.arange(24))
 
 
+@pytest.mark.parametrize("split", ["Training/", ""])
+def test_local_paths_are_those_of_files_that_exist(tmp_path: Path, split: str) -> None:
+    write_pngs(tmp_path / split, ["cat", "dog"])
+    paths = open_at(tmp_path).splits["train"].local_paths
+    assert paths
+    assert all(map(os.path.exists, paths))
+
+
 def test_image_files_without_a_class_are_refused(tmp_path: Path) -> None:
     write_pngs(tmp_path, {".": 3})
     with pytest.raises(DataError, match=r"0.png lies in no folder that names its class.*SPLIT/"):
@@ -284,6 +293,17 @@ def test_a_line_that_says_no_split_is_refused(tmp_path: Path, line: str) -> None
         open_at(tmp_path, split_by="list.txt")
 
 
+def test_another_split_of_the_same_files_is_another_source(tmp_path: Path) -> None:
+    for name in "abc":
+        write_parquet(tmp_path / f"{name}.parquet", seed=ord(name))
+    digests = []
+    for words in (("train", "val", "test"), ("test", "val", "train")):
+        lines = [f"{name}.parquet,{word}" for name, word in zip("abc", words, strict=True)]
+        (tmp_path / "splits.csv").write_text("\n".join(lines))
+        digests.append(open_at(tmp_path, split_by="splits.csv").digests)
+    assert digests[0] != digests[1]
+
+
 def test_a_missing_list_is_refused(tmp_path: Path) -> None:
     write_pngs(tmp_path / "train", ["cat", "dog"], 3)
     with pytest.raises(DataError, match="the source has no such file"):
@@ -300,6 +320,17 @@ def test_a_column_says_the_split_of_each_row(tmp_path: Path) -> None:
     )
     with pytest.raises(SettingError, match=r"name its splits already \(train, test\)"):
         open_at(tmp_path / "b.npz", split_by="fold")
+
+
+def test_a_number_of_val_is_refused_if_the_source_says_its_val(tmp_path: Path) -> None:
+    write_pngs(tmp_path / "train", ["cat", "dog"])
+    assert counts(open_at(tmp_path, num_val=3)) == {"train": 12}
+    write_pngs(tmp_path / "val", ["cat", "dog"], seed=1)
+    with pytest.raises(SettingError, match=r"--data.num-val 3 does not apply"):
+        open_at(tmp_path, num_val=3)
+    write_parquet(tmp_path / "a.parquet", fold=["train", "test", "dev"] * 4)
+    with pytest.raises(SettingError, match=r"--data.num-val 3 does not apply"):
+        open_at(tmp_path / "a.parquet", num_val=3, split_by="fold")
 
 
 def test_preparation_of_a_known_data_set_is_not_a_setting(tmp_path: Path) -> None:

@@ -67,6 +67,18 @@ def test_the_outermost_folder_that_names_a_split_decides() -> None:
     assert list(groups["train"].values()) == list(groups["test"].values()) == ["plane", "train"]
 
 
+@pytest.mark.parametrize(
+    "names", ["bus car train", "beaker flask test_tube", "training_shoe boot", "test_tube dev-kit"]
+)
+@pytest.mark.parametrize("around", ["", "photos/"])
+def test_a_class_may_be_called_like_a_split(names: str, around: str) -> None:
+    paths = [f"{around}{name}/0.png" for name in names.split()]
+    groups = layout.group_by_folder(STORAGE, paths)
+    assert {split: list(files.values()) for split, files in groups.items()} == {
+        "train": names.split()
+    }
+
+
 def test_the_same_name_in_two_folders_is_two_classes() -> None:
     paths = [f"{split}/{name}/x/0.png" for split in ("train", "test") for name in "01"]
     groups = layout.group_by_folder(STORAGE, paths)
@@ -94,8 +106,8 @@ def test_eval_is_test_or_val_beside_test() -> None:
 
 def test_splits_without_train_are_refused_with_what_there_is_and_the_words() -> None:
     with pytest.raises(DataError) as error:
-        layout.group_by_folder(STORAGE, ["lern/cat/0.png", "test/cat/0.png"])
-    assert "no files of the split 'train', only lern, test" in str(error.value)
+        layout.group_by_folder(STORAGE, ["fit/cat/0.png", "test/cat/0.png"])
+    assert "no files of the split 'train', only fit, test" in str(error.value)
     assert "training" in str(error.value)
     assert "in any case" in str(error.value)
 

@@ -199,6 +199,21 @@ def test_a_file_of_a_url_that_is_damaged_in_the_cache_is_downloaded_again(
     assert open_source(settings).digests == expected
 
 
+def test_files_of_a_url_stay_in_the_cache_if_they_only_break_a_rule(
+    mirror: Mirror, source: Path, tmp_path: Path
+) -> None:
+    url = serve(mirror, source)
+    one_class = gzip.compress(idx_format.encode(np.zeros(600, np.uint8)))
+    mirror.files[f"{ROLES['train_labels']}.gz"] = one_class
+    settings = Data(name="bars", source=url, cache=str(tmp_path))
+    test_labels = gzip.compress(idx_format.encode(np.zeros(90, np.uint8)))
+    mirror.files[f"{ROLES['test_labels']}.gz"] = test_labels
+    for _ in range(2):
+        with pytest.raises(DataError, match="has 1 classes"):
+            open_source(settings)
+    assert len(mirror.ranges) == 4
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(mirror: Mirror, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="Give another one with --data.cache"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.artifacts.manifests import DatasetManifest
@@ -95,6 +96,26 @@ def test_classes_with_few_images_are_shared_or_named(
     assert np.bincount(rows["train"].labels).tolist() == [26, 1, 2]
     shown = " ".join(capsys.readouterr().err.split())
     assert "1 classes have too few images to give val one: one" in shown
+
+
+def test_a_class_whose_images_are_nearly_all_broken_or_copies_stays_in_train(
+    tmp_path: Path,
+) -> None:
+    write_pngs(tmp_path / "s", {"many": 30, "broken": 6, "copies": 6})
+    for number in range(1, 6):
+        (tmp_path / "s" / "broken" / f"{number}.png").write_bytes(b"no image")
+        copy = (tmp_path / "s" / "copies" / "0.png").read_bytes()
+        (tmp_path / "s" / "copies" / f"{number}.png").write_bytes(copy)
+    _, rows = make(tmp_path / "root", tmp_path / "s", on_bad_row="quarantine")
+    assert np.bincount(rows["train"].labels).tolist()[:2] == [1, 6]
+
+
+@pytest.mark.parametrize("column", ["_split", "_hash", "label", "id"])
+def test_a_column_of_the_pipeline_assigns_no_rows(tmp_path: Path, column: str) -> None:
+    words = pa.array(["train", "val", "test"] * 4)
+    write_parquet(tmp_path / "a.parquet", **{"class": [0, 1] * 6, column: words})
+    with pytest.raises(SettingError, match=rf"--data.split-by '{column}': this name is used"):
+        make(tmp_path / "root", tmp_path / "a.parquet", split_by=column)
 
 
 def test_a_column_assigns_rows_to_splits(tmp_path: Path) -> None:

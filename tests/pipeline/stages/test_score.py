@@ -98,6 +98,10 @@ def test_scoring_again_finds_the_scores_and_other_scores_are_kept(
     run(artifacts, path, tmp_path / "out", rows_per_shard=7, force=True)
     shards = (tmp_path / "out").glob("*.parquet")
     assert sum(pq.read_table(shard).num_rows for shard in shards) == 50
+    (tmp_path / "out" / "manifest.json").write_bytes(b"{")
+    with pytest.raises(ArtifactDamaged, match="is not a valid manifest"):
+        run(artifacts, path, tmp_path / "out", rows_per_shard=7)
+    run(artifacts, path, tmp_path / "out", rows_per_shard=7, force=True)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +220,24 @@ def test_a_damaged_shard_is_refused(artifacts: Artifacts, tmp_path: Path) -> Non
         shard.unlink(missing_ok=True)
 
 
+def test_scores_of_other_code_or_another_device_are_not_reused(
+    artifacts: Artifacts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = parquet(tmp_path / "images.parquet", image=image_column())
+    run(artifacts, path, tmp_path / "out")
+    with pytest.raises(SettingError, match="holds scores of other input, model or settings"):
+        run(artifacts, path, tmp_path / "out", device="cuda")
+    monkeypatch.setattr("pipeline.stages.score.SCORES_FORMAT", 0)
+    with pytest.raises(SettingError, match="or of an older version"):
+        run(artifacts, path, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    run(artifacts, path, tmp_path / "out")
+    assert "shards already exist" not in capsys.readouterr().err
+
+
 def test_interrupted_scoring_continues(
     artifacts: Artifacts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,5 +284,5 @@ def test_a_damaged_model_is_refused_before_scoring(artifacts: Artifacts, tmp_pat
 
 
 def test_a_missing_input_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="Give Parquet, IDX files of images"):
+    with pytest.raises(DataError, match="Give files of images"):
         run(artifacts, tmp_path / "nowhere", tmp_path / "out")

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.artifacts.storage import Storage, parallel_map
+from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.threads import parallel_map
 from pipeline.data.readers import idx_format
 from pipeline.data.readers.arrays import ArrayReader, open_array_file, open_arrays
 from pipeline.data.readers.rows import Rows

@@ -20,7 +20,7 @@ from tests.support.sources import encode_png, noise, write_pngs
 
 def open_rows(folder: Path, **options: object) -> Rows:
     storage = Storage(str(folder))
-    return Rows(tuple(open_image_folder(storage, "", storage.files(), **options)))  # type: ignore[arg-type]
+    return Rows(tuple(open_image_folder(storage, storage.files(), **options)))  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 25), st.data())
@@ -58,13 +58,21 @@ def test_a_file_too_large_for_an_image_is_never_read_whole(
 ) -> None:
     write_pngs(tmp_path, {"a": 2})
     monkeypatch.setattr(image_folder, "MAX_FILE_BYTES", 300)
+    monkeypatch.setattr(image_folder, "SMALL_FILE_BYTES", 300)
     with (tmp_path / "a" / "1.png").open("r+b") as file:
         file.truncate(1 << 33)
-        content = file.name
-    assert (
-        len(image_folder.read_file(Storage(str(tmp_path)), content[len(str(tmp_path)) + 1 :]))
-        == 300
-    )
+    storage = Storage(str(tmp_path))
+    content = image_folder.read_file(storage, "a/1.png", storage.fingerprint("a/1.png"))
+    assert len(content) == 300
+
+
+def test_only_a_change_of_a_file_that_was_read_is_an_error(tmp_path: Path) -> None:
+    write_pngs(tmp_path, {"a": 9})
+    rows = open_rows(tmp_path)
+    (tmp_path / "a" / "5.png").write_bytes(b"other")
+    rows.require_unchanged([(0, 5), (6, 9)])
+    with pytest.raises(DataError, match="was changed while it was read"):
+        rows.require_unchanged([(0, 2), (4, 6)])
 
 
 def test_images_of_other_sizes_are_rejected_or_fitted(tmp_path: Path) -> None:

@@ -20,10 +20,13 @@ from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import Preparation
 from pipeline.data.plan import Plan
+from pipeline.data.readers import table_streams
 from pipeline.data.readers.image_folder import image_files, open_image_folder
 from pipeline.data.readers.rows import RowBatch, Rows
+from pipeline.data.readers.table_streams import TableFile, open_table_file
 from pipeline.data.readers.tables import TableReader, open_table
 from pipeline.errors import DataError
+from tests.support.sources import write_parquet
 
 SHAPE = (5, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
@@ -176,6 +179,25 @@ print(sum(sums), pyarrow.default_memory_pool().max_memory() >> 20)
 """
 
 
+def test_mixed_shards_of_many_files_open_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    names = [write_parquet(tmp_path / f"{n:02}.parquet", 20, n).name for n in range(16)]
+    readers = [reader for name in names if (reader := open_table(storage, name))]
+    opened = list[object]()
+
+    def count(*args: Any) -> TableFile:
+        opened.append(args)
+        return open_table_file(*args)
+
+    monkeypatch.setattr(table_streams, "open_table_file", count)
+    plan = Plan(Rows(tuple(readers)), 0, 320, 16, 0)
+    ids = [plan.read(number).ids for number in range(plan.num_shards)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(ids)), np.arange(320))
+    assert len(opened) == 16
+
+
 def test_a_large_row_group_is_never_whole_in_memory(tmp_path: Path) -> None:
     """Measure in a new process: the peak of this one is that of all tests."""
     pixels = np.random.default_rng(0).integers(0, 256, 100_000 * 784, np.uint8)
@@ -245,7 +267,7 @@ def test_image_files_are_rows_in_order_of_paths(tmp_path: Path) -> None:
     (tmp_path / "d.jpg").write_bytes(b"none")
     (tmp_path / "notes.txt").write_bytes(b"")
     storage = Storage(str(tmp_path))
-    rows = Rows(tuple(open_image_folder(storage, "", image_files(storage.files()))))
+    rows = Rows(tuple(open_image_folder(storage, image_files(storage.files()))))
     batch = rows.read(0, rows.num_rows, ["path"])
     np.testing.assert_array_equal(batch.images, IMAGES[:2])
     assert batch.columns["path"].to_pylist() == ["a.PNG", "b/1.png"]
@@ -264,7 +286,7 @@ def test_ids_continue_from_one_reader_to_the_next(tmp_path: Path) -> None:
 
 def test_an_image_file_removed_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(IMAGES[0]))
-    rows = Rows(tuple(open_image_folder(Storage(str(tmp_path)), "", ["a.png"])))
+    rows = Rows(tuple(open_image_folder(Storage(str(tmp_path)), ["a.png"])))
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match="was changed while it was read"):
         rows.read(0, 1)

@@ -7,7 +7,6 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -49,20 +48,6 @@ def test_labels_may_lie_apart_and_of_several_the_class_is_taken(tmp_path: Path) 
     captions = [(name.replace("cls", "txt"), b"a caption") for name, _ in labels]
     batch = read_all(open_members(tmp_path, [*labels, *captions, *images]))
     np.testing.assert_array_equal(batch.labels, np.arange(12) % 2)
-
-
-@pytest.mark.parametrize(
-    ("labels", "values"),
-    [
-        ((b"7", b"8"), {7: 1, 8: 1}),
-        ((b"7", b"a"), {"7": 1, "a": 1}),
-        ((b"9" * 30,) * 2, {"9" * 30: 2}),
-    ],
-)
-def test_labels_are_numbers_if_all_are(tmp_path: Path, labels: Any, values: Any) -> None:
-    members = webdataset(2)
-    members[1::2] = [(members[1][0], labels[0]), (members[3][0], labels[1])]
-    assert open_members(tmp_path, members).count_labels() == values
 
 
 def test_names_of_members_are_never_used_as_paths(tmp_path: Path) -> None:
