@@ -27,7 +27,7 @@ from pipeline.data.datasource import plan_tasks, read_tasks
 from pipeline.data.layout import SPLITS
 from pipeline.data.sources import Source, open_source
 from pipeline.data.splits import SplitRule
-from pipeline.errors import DataError
+from pipeline.errors import DataError, SettingError
 
 ROWS_PER_SHARD = 10_000
 """Rows of a shard that `DatasetSink` writes, at most."""
@@ -44,8 +44,11 @@ def read_images(data: Data | str, *, columns: Sequence[str] = ()) -> Dataset:
     and `_error` the reason why it cannot be used, or null.
 
     If the source has no `val` or `test`, all images are read now to draw them. Ray is started as by
-    `ray.init()` if it does not run. Raise the errors of `open_source`.
+    `ray.init()` if it does not run. Raise SettingError if a column has one of these names, and the
+    errors of `open_source`.
     """
+    if taken := splits.RESERVED & {*columns}:
+        raise SettingError(f"Columns {sorted(taken)} have names of the pipeline's own.")
     if isinstance(data, str):
         data = Data(name="images", source=data)
     source = open_source(data)

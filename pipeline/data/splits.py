@@ -28,6 +28,9 @@ from pipeline.errors import DataError, SettingError
 HASH = "_hash"
 """The column of the hashes of images, uint64."""
 
+RESERVED = {"id", "image", "label", HASH, *blocks.OWN}
+"""Names of columns that a source's own columns must not have."""
+
 REPEATED = "the image stands in a later split"
 
 NO_HASHES: UInt64Array = np.zeros(0, np.uint64)
@@ -121,7 +124,7 @@ def make_pools(source: Source, data: Data) -> list[Pool]:
 
     Raise SettingError if the column of splits has a name that blocks use.
     """
-    if source.split_column in ("id", "image", "label", HASH, *blocks.OWN):
+    if source.split_column in RESERVED:
         raise SettingError(
             f"--data.split-by {source.split_column!r}: this name is used for a column of the "
             "pipeline's own. Rename the column of splits."

@@ -72,8 +72,8 @@ def test_a_version_of_an_older_manifest_is_described(
         "format": 1,
         "caveat": "",
         "files": [
-            {"path": "model.onnx", "bytes": 1, "sha256": "00", "rows": None},
-            {"path": "config.pbtxt", "bytes": 1, "sha256": "00", "rows": None},
+            {"path": "model.onnx", "bytes": 1, "sha256": "00" * 32, "rows": None},
+            {"path": "config.pbtxt", "bytes": 1, "sha256": "00" * 32, "rows": None},
         ],
         "kind": "model",
         "name": "bars",
