@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -60,6 +61,12 @@ class Replacement(Generic[M]):
         if self._old:
             delete_replaced(self._storage, self._folder, self._old, manifest)
         return manifest
+
+    def discard(self, paths: Iterable[str]) -> None:
+        """Delete files that were written for the new artifact, except those of the old one."""
+        kept = {entry.path for entry in self._old.files} if self._old else set()
+        new = [f"{self._folder}/{path}".lstrip("/") for path in paths if path not in kept]
+        parallel_map(self._storage.delete, new)
 
 
 def delete_replaced(storage: Storage, folder: str, old: Manifest, new: Manifest) -> None:

@@ -15,11 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.arrays import UInt64Array
-from pipeline.artifacts.commit import find
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
-from pipeline.artifacts.threads import parallel_map
 from pipeline.console import say
 from pipeline.contract import ImageSpec
 from pipeline.data import blocks, shards, validation
@@ -138,10 +136,14 @@ def write_pool(pool: Pool, writer: DatasetWriter, *, keep: bool) -> Iterator[tup
             yield output, True
 
 
-def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output) -> DatasetManifest:
+def commit_dataset(
+    storage: Storage,
+    manifest: DatasetManifest,
+    written: Output,
+    replacement: Replacement[DatasetManifest],
+) -> DatasetManifest:
     """Write the summary and the contact sheet of a dataset, and commit it with its files."""
-    folder, image = f"datasets/{manifest.ref}", manifest.image
-    replacement = Replacement(storage, folder, DatasetManifest)
+    image = manifest.image
     files = sorted(written.entries, key=lambda entry: entry.path)
     rows = {split: written.stats[split].rows for split in SPLITS if split in written.stats}
     manifest = manifest.model_copy(update={"files": tuple(files), "rows": rows})
@@ -156,13 +158,6 @@ def commit_dataset(storage: Storage, manifest: DatasetManifest, written: Output)
     )
     manifest = manifest.model_copy(update={"files": (*files, *others)})
     return replacement.commit(manifest)
-
-
-def delete_new(storage: Storage, folder: str, paths: set[str]) -> None:
-    """Delete files that were written now, except those of a dataset that exists already."""
-    live = find(storage, folder, DatasetManifest)
-    kept = {entry.path for entry in live.files} if live else set()
-    parallel_map(lambda path: storage.delete(f"{folder}/{path}"), paths - kept)
 
 
 def _to_labeled(rows: pa.Table) -> LabeledImages:

@@ -17,6 +17,7 @@ from ray.data.datasource import WriteResult
 
 from pipeline.artifacts.commit import digest
 from pipeline.artifacts.manifests import DatasetManifest
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data
 from pipeline.contract import ImageSpec
@@ -126,7 +127,9 @@ class DatasetSink(Datasink[Output]):
                 f"No valid row is of the split {empty[0]!r}. Set the column `{SPLIT}` of some rows "
                 "to it."
             )
-        self.manifest = commit_dataset(self.storage, self.manifest, written)
+        folder = f"datasets/{self.manifest.ref}"
+        replacement = Replacement(self.storage, folder, DatasetManifest)
+        self.manifest = commit_dataset(self.storage, self.manifest, written, replacement)
 
 
 def _check(rows: pa.Table, image: ImageSpec) -> None:

@@ -18,19 +18,14 @@ import numpy as np
 from pipeline.arrays import UInt64Array
 from pipeline.artifacts.commit import digest, find
 from pipeline.artifacts.manifests import DatasetManifest
+from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
 from pipeline.config import Data, Preprocess
 from pipeline.console import say, warn
 from pipeline.contract import ImageSpec
 from pipeline.data import splits, validation
-from pipeline.data.dataset_writer import (
-    DatasetWriter,
-    Output,
-    commit_dataset,
-    delete_new,
-    write_pool,
-)
+from pipeline.data.dataset_writer import DatasetWriter, Output, commit_dataset, write_pool
 from pipeline.data.layout import SPLITS
 from pipeline.data.shard_writer import REJECTED
 from pipeline.data.sources import Source, open_source
@@ -65,6 +60,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
         with storage.locked(f"{folder}/.lock"):
             resources.require_shared(storage, folder)
             image = ImageSpec(*source.shape, source.class_names, source.preparation)
+            replacement = Replacement(storage, folder, DatasetManifest)
             written, new = Output(), set[str]()
             for pool in pools:
                 pool = _complete(pool, counts, data, written.hashes)
@@ -78,7 +74,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 stats = {split: written.stats[split] for split in SPLITS}
                 validation.raise_if_invalid(stats, image.class_names, quarantine=quarantine)
             except DataError:
-                delete_new(storage, folder, new)
+                replacement.discard(new)
                 raise
             manifest = DatasetManifest(
                 name=source.name,
@@ -88,7 +84,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 rows={},
                 source=dict(source.digests),
             )
-            manifest = commit_dataset(storage, manifest, written)
+            manifest = commit_dataset(storage, manifest, written, replacement)
     described = ", ".join(f"{num_rows:,} {split}" for split, num_rows in manifest.rows.items())
     say(f"dataset {manifest.ref}: {described}")
     num_rejected = sum(e.rows or 0 for e in manifest.files if e.path.startswith(REJECTED))

@@ -104,3 +104,12 @@ def test_tables_of_the_old_manifest_are_deleted(
     assert stored(storage) == [b"a", b"b"]
     build(storage, b"a")
     assert names(storage) == ["0.html", "evaluation.json"]
+
+
+def test_files_that_are_discarded_stay_if_the_old_artifact_has_them(storage: Storage) -> None:
+    build(storage, b"one")
+    replacement = Replacement(storage, "m", EvaluationManifest)
+    write(replacement, b"one", b"two")
+    replacement.discard(["0.html", "1.html"])
+    assert stored(storage) == [b"one"]
+    assert "1.html" not in names(storage)
