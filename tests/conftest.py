@@ -67,6 +67,8 @@ class Artifacts:
 def ray_session() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        # A node tells its metrics each second, and not every ten.
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
         with connection.connected():
             yield
 
