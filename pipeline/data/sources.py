@@ -104,7 +104,11 @@ def _open_files(location: str, data: Data, profile: Profile | None) -> Source:
         paths = data_files(storage)
     else:
         storage, name = storage.split()
-        paths = [name] if name and storage.exists(name) else []
+        if not name or not storage.exists(name):
+            raise DataError(
+                f"--data.source {shown!r} does not exist. Give a folder or a file of images."
+            )
+        paths = [name]
     if not paths:
         raise DataError(
             f"--data.source {shown!r} holds no files. Give a folder or a file of images."

@@ -329,6 +329,8 @@ def test_files_that_are_not_the_named_data_set_are_refused(source: Path) -> None
 def test_a_folder_without_the_files_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no files. Give a folder or a file"):
         open_source(Data(name="bars", source=str(tmp_path)))
+    with pytest.raises(DataError, match=r"does not exist. Give a folder or a file"):
+        open_source(Data(name="bars", source=str(tmp_path / "nowhere")))
 
 
 def test_an_unknown_name_needs_a_source() -> None:
