@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
@@ -12,6 +13,9 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 MAX_THREADS = 32
+
+SAMPLE = 32
+"""Calls that tell whether the others wait."""
 """All calls share them, so one inside of another starts few more."""
 
 POLL_S = 0.5
@@ -26,6 +30,21 @@ def interruptible(work: Callable[[], B]) -> B:
     Only the main thread handles signals, and only in Python code, so there `work` runs in a thread.
     """
     return _wait(_start(work)) if _is_main() else work()
+
+
+def map_waiting(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Apply `work` to each item; return results in order.
+
+    If the first calls wait more than they compute, as on a network, threads do the rest. Where they
+    do not, as on a local disk, threads would only get in each other's way.
+    """
+    first = items[:SAMPLE]
+    started, cpu_started = time.perf_counter(), time.thread_time()
+    results = [work(item) for item in first]
+    cpu_s = time.thread_time() - cpu_started
+    waited_s = time.perf_counter() - started - cpu_s
+    rest = items[SAMPLE:]
+    return results + (parallel_map(work, rest) if waited_s > cpu_s else [*map(work, rest)])
 
 
 def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:

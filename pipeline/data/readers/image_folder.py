@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import FileEntry
 from pipeline.artifacts.storage import Fingerprint, Storage
-from pipeline.artifacts.threads import parallel_map
+from pipeline.artifacts.threads import map_waiting
 from pipeline.contract import AS_IS, Preparation
 from pipeline.data.readers.rows import Ranges, RowBatch
 from pipeline.errors import DataError
@@ -82,7 +82,10 @@ class ImageFolderReader:
 
     def _contents(self, begin: int, end: int) -> Iterator[bytes]:
         read = partial(read_file, self.storage)
-        # Few threads: to start one costs as much as to read ten small files.
+        if self.storage.is_local:
+            # A small file is read in 8 us; to hand it to a thread and back takes 80.
+            yield from map(read, self.paths[begin:end], self.fingerprints[begin:end])
+            return
         with ThreadPoolExecutor(READ_THREADS) as threads:
             for start in range(begin, end, FILES_AT_A_TIME):
                 part = slice(start, min(start + FILES_AT_A_TIME, end))
@@ -142,7 +145,7 @@ def open_image_folder(
     known = list(zip(paths, fingerprints, strict=True))
     contents = ((storage.display(file[0]), read_file(storage, *file)) for file in known)
     shape = size or first_shape(contents, preparation)
-    files = parallel_map(lambda file: _entry(storage, *file), known)
+    files = map_waiting(lambda file: _entry(storage, *file), known)
     readers = []
     for start in range(0, len(paths), IMAGES_PER_READER):
         part = paths[start : start + IMAGES_PER_READER]

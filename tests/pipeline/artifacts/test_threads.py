@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from pipeline.artifacts.threads import MAX_THREADS, parallel_map
+from pipeline.artifacts.threads import MAX_THREADS, map_waiting, parallel_map
 
 
 def test_results_are_in_the_order_of_the_items() -> None:
@@ -40,3 +41,16 @@ def test_calls_inside_of_calls_share_the_threads() -> None:
     barrier = threading.Barrier(8, timeout=30)
     (used,) = parallel_map(lambda _: parallel_map(lambda _: barrier.wait(), range(8)), range(1))
     assert len(used) == 8
+
+
+def test_calls_that_wait_are_done_by_threads() -> None:
+    used = set[int]()
+
+    def work(number: int) -> int:
+        used.add(threading.get_ident())
+        time.sleep(0.002)
+        return number * number
+
+    assert map_waiting(work, range(100)) == [number * number for number in range(100)]
+    assert len(used) > 1
+    assert map_waiting(abs, [-1]) == [1]
