@@ -92,6 +92,9 @@ class Part(NamedTuple):
 
 def has_dark_ink(image: UInt8Array) -> bool:
     """Return whether what differs most from its surroundings is darker than them."""
+    flat = _flat_ground(image)
+    if flat is not None:
+        return int(image.sum(dtype=np.int64)) < flat * image.size
     small = _shrink(image, COARSE).astype(np.float32)
     side = int(0.4 * max(small.shape)) | 1
     windows = sliding_window_view(np.pad(small, side // 2, mode="edge"), (side, side))
@@ -129,6 +132,22 @@ def _shrink(image: UInt8Array, longer: int) -> UInt8Array:
 
 def _absorbed(image: UInt8Array) -> FloatArray:
     """Return the share of light that each pixel absorbs, beside its ground without strokes."""
+    flat = _flat_ground(image)
+    light = np.full(image.shape, flat, np.float32) if flat is not None else _uneven_ground(image)
+    absorbed: FloatArray = np.maximum(light - image, 0) / np.maximum(light, LEAST_LIGHT)
+    return absorbed
+
+
+def _flat_ground(image: UInt8Array) -> int | None:
+    """Return the ground of a drawing, which is of two values; None for a photograph."""
+    counts = np.bincount(image.ravel(), minlength=PIXEL_MAX + 1)
+    ink, ground = (int(value) for value in np.argsort(counts)[-2:])
+    is_drawing = counts[ink] + counts[ground] >= 0.9 * image.size
+    return ground if is_drawing and abs(ink - ground) > 0.75 * PIXEL_MAX else None
+
+
+def _uneven_ground(image: UInt8Array) -> FloatArray:
+    """Return the light of the ground at each pixel, without strokes."""
     small = _shrink(image, GROUND).astype(np.float32)
     side = int(STROKE * max(small.shape)) | 1
     # Morphological closing. The margin keeps what is dark at the edge: it may be a shadow.
@@ -138,9 +157,7 @@ def _absorbed(image: UInt8Array) -> FloatArray:
             ground = extreme(sliding_window_view(ground, side, axis=axis), axis=-1)
     height, width = image.shape
     full = Image.fromarray(ground).resize((width, height), Image.Resampling.BILINEAR)
-    light = np.asarray(full)
-    absorbed: FloatArray = np.maximum(light - image, 0) / np.maximum(light, LEAST_LIGHT)
-    return absorbed
+    return np.asarray(full)
 
 
 def _strongest(absorbed: FloatArray) -> float:

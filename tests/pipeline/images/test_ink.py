@@ -89,3 +89,12 @@ def test_thick_ink_from_edge_to_edge_is_ink() -> None:
     image = np.full((100, 100), 240, np.uint8)
     image[:, 40:50] = 20
     assert find_ink(image).sum() == 1000
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_thick_stroke_along_the_edge_of_a_drawing_is_ink(ground: int) -> None:
+    drawing = np.full((40, 60), ground, np.uint8)
+    drawing[2:38, 42:] = 255 - ground
+    assert has_dark_ink(drawing) == (ground == 255)
+    mask = find_ink(drawing if ground else 255 - drawing)
+    np.testing.assert_array_equal(mask, drawing != ground)
