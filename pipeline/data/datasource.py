@@ -23,20 +23,20 @@ from pipeline.cluster import resources
 from pipeline.data.blocks import to_block
 from pipeline.data.plan import Plan
 
-TASK_BYTES = 64 << 20
+TASK_BYTES = 128 << 20
 """Bytes of images in a task, unless a single shard has more."""
 
-MAX_SHARDS_PER_TASK = 8
-"""A task costs Ray 30 ms besides its work. So many shards make that negligible."""
+MAX_SHARDS_PER_TASK = 64
+"""Between two tasks a worker waits 0.1 s for Ray. So many shards make that negligible."""
 
-TASKS_PER_CPU = 8
+TASKS_PER_CPU = 4
 """With fewer tasks, CPUs would be idle at the end while the last tasks run."""
 
 BYTES_PER_ROW = 256
 """Bytes of a row besides its pixels: id, label, hash, and the overhead of columns."""
 
 COPIES = 4
-"""How often a task holds an image at once: as read, mixed, encoded, and in the source's file."""
+"""How often the image of a shard is held as it is read, mixed, written and encoded."""
 
 PROCESS_BYTES = 256 << 20
 """Memory of a worker process before it reads."""
@@ -116,7 +116,8 @@ def shard_memory(plan: Plan) -> int:
 
 def _reserved(tasks: Iterable[ShardTask]) -> dict[str, Any]:
     images = max((task.num_rows * _row_bytes(task.plan) for task in tasks), default=0)
-    return {"num_cpus": 1, "memory": PROCESS_BYTES + COPIES * images}
+    shard = max((shard_memory(task.plan) for task in tasks), default=0)
+    return {"num_cpus": 1, "memory": images + shard}
 
 
 class ImageDatasource(Datasource):
