@@ -10,8 +10,9 @@ Packages, from the top of the data flow to the bottom. A package imports only fr
     cluster       the connection to Ray, and the resources of its nodes
     images        decoding of PNG and JPEG, and normalization to the model's input
     artifacts     storage, manifests, the commit protocol, the registry of models
-    root modules  settings and recipes, the tensor contract, array types, errors, console, and
-                  what a command needs of its environment and does at a signal
+    process       the environment of a command, and how it ends at a signal
+    root modules  the command line, settings and recipes, the tensor contract, array types, errors,
+                  console
 
 A stage is one verb, one thin module in `pipeline/stages`, one command, and one settings class in
 `config.py`. To add one: write the settings class `Verb` (a subclass of `Stage`), list it in

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from pipeline import environment, signals
 from pipeline.errors import UserError
+from pipeline.process import environment, signals
 
 INTERRUPTED = "interrupted; run the same command again to continue"
 

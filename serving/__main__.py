@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from pipeline import environment, signals
 from pipeline.errors import UserError
+from pipeline.process import environment, signals
 from serving.ingress.rules import MAX_CONNECTIONS
 
 INTERRUPTED = "interrupted before the server was ready"

@@ -27,10 +27,10 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from pipeline.addresses import is_loopback
 from pipeline.arrays import UInt8Array
 from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, Predictions, concat_predictions
 from pipeline.errors import UserError
+from pipeline.process.addresses import is_loopback
 from serving.protocol.types import DATATYPES, JSON_LENGTH
 
 Outcome: TypeAlias = httpx.Response | httpx.TransportError

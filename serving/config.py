@@ -10,10 +10,10 @@ import os
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.addresses import is_loopback
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
 from pipeline.models.predictor import Predictor
+from pipeline.process.addresses import is_loopback
 from pipeline.settings import Settings
 from serving.keys import DIGEST
 

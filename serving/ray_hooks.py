@@ -86,7 +86,7 @@ def ingress_environment(
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": fallback_grpc,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.prefix, "bin", "serving-haproxy")),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        # Short names: see MAX_FOLDER_BYTES in pipeline/environment.py.
+        # Short names: see MAX_FOLDER_BYTES in pipeline/process/environment.py.
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

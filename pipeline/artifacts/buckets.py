@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from obstore.store import GCSStore, S3Store
 
-from pipeline.addresses import is_loopback
+from pipeline.process.addresses import is_loopback
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential

@@ -13,12 +13,13 @@ from contextvars import ContextVar
 
 import ray
 
-from pipeline import signals
 from pipeline.cluster import ray_hooks
 from pipeline.errors import ResourcesMissing
+from pipeline.process import signals
 
 OBJECT_STORE_BYTES = 512 << 20
-"""The object store of a local Ray is small: stages pass row ranges through it, not images."""
+"""The object store of a local Ray is small: tasks put entries and
+statistics into it, not images."""
 
 _keep = ContextVar("keep", default=False)
 

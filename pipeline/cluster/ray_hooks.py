@@ -59,7 +59,7 @@ def own_process_group() -> Iterator[None]:
 
     A signal to the command's whole group, from a terminal, `timeout` or a service manager, then
     reaches the command alone, which ends Ray in order. Otherwise the command waits for processes
-    that are gone, until `pipeline.signals` ends it.
+    that are gone, until `pipeline.process.signals` ends it.
     """
     if not enabled():
         yield

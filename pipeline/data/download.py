@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from pipeline.addresses import is_loopback
 from pipeline.artifacts.local_files import replace
 from pipeline.console import progress, warn
 from pipeline.errors import StorageError
+from pipeline.process.addresses import is_loopback
 
 ATTEMPTS_PER_MIRROR = 2
 

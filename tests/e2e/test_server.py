@@ -17,9 +17,9 @@ import pytest
 import requests
 from PIL import Image
 
-from pipeline import environment
 from pipeline.artifacts.storage import Storage
 from pipeline.models.predictor import Predictor
+from pipeline.process import environment
 from tests.support.processes import runs_without_error, wait_for
 from tests.support.servers import Server, serving, started
 from tests.support.stripes_model import STRIPES, publish, stripe

@@ -74,7 +74,7 @@ def test_ctrl_c_during_the_start_is_one_line(name: str, source: Path, tmp_path: 
 
 DEAF = """
 import ctypes
-from pipeline import signals
+from pipeline.process import signals
 
 def wait():
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

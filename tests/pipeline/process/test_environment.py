@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import environment
 from pipeline.errors import ResourcesMissing, SettingError
+from pipeline.process import environment
 
 
 @pytest.fixture(autouse=True)
