@@ -18,5 +18,8 @@ Int64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Float32Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 """Probabilities (N, classes), or the weights of a layer."""
 
+BoolArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+"""Which rows (N,) are meant."""
+
 UInt64Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 """Hashes of images (N,)."""

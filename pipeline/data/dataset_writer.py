@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ from pipeline.console import say
 from pipeline.contract import ImageSpec
 from pipeline.data import blocks, shards, validation
 from pipeline.data.contact_sheet import contact_sheet
-from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
+from pipeline.data.datasource import plan_tasks, read_tasks
+from pipeline.data.image_hashes import hash_images
 from pipeline.data.layout import SPLITS
 from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.resume import restore_shards
@@ -54,7 +56,7 @@ class Output:
         stats = validation.measure(rows.images, rows.labels.astype(np.int64))
         self.stats[split].add(stats)
         if split != "train":
-            self.hashes.setdefault(split, []).append(validation.hash_images(rows.images))
+            self.hashes.setdefault(split, []).append(hash_images(rows.images))
 
     def add_rejects(self, split: str, rejects: Sequence[RejectedRow]) -> None:
         """Add rejected rows; `split` is that of their files."""
@@ -82,19 +84,20 @@ class DatasetWriter(ShardWriter):
     def encode(self, rows: pa.Table) -> pa.Buffer:
         return shards.encode(_to_labeled(rows), self.image)
 
-    def write_block(self, block: pa.Table) -> pa.Table:
-        """Write the shards of a block as it was read; return the `Output` as a result."""
-        return result_block(len(block), self.write_shards(block))
+    def write_task(self, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Write the shards of a task's blocks; yield the `Output` of all as a result."""
+        output = self.write_blocks(parts)
+        yield result_block(output.num_rows, output)
 
-    def write_shards(self, block: pa.Table) -> Output:
-        """Write the shards of a block as it was read."""
+    def write_blocks(self, parts: Iterable[pa.Table]) -> Output:
+        """Write the shards of blocks as they were read."""
         output = Output()
-        output.entries = self.write(self._iter_shards(block, output))
+        output.entries = self.write(self._iter_shards(parts, output))
         return output
 
-    def _iter_shards(self, block: pa.Table, output: Output) -> Iterator[Shard]:
-        """Yield the shards of a block after the rule of splits, and add them to the output."""
-        for number, rows in blocks.iter_shards(block):
+    def _iter_shards(self, parts: Iterable[pa.Table], output: Output) -> Iterator[Shard]:
+        """Yield the shards of blocks after the rule of splits, and add them to the output."""
+        for number, rows in chain.from_iterable(map(blocks.iter_shards, parts)):
             rows = self.rule.apply(rows)
             shard = Shard(
                 number,
@@ -130,8 +133,16 @@ def write_pool(pool: Pool, writer: DatasetWriter, *, keep: bool) -> Iterator[tup
     missing = [number for number in range(plan.num_shards) if number not in kept]
     if missing:
         column = pool.rule.column
-        tasks = plan_tasks(plan, split, columns=[column] if column else [], numbers=missing)
-        written = map_blocks(read_tasks(tasks), writer.write_block, tasks)
+        columns = [column] if column else []
+        tasks = plan_tasks(
+            plan,
+            split,
+            columns=columns,
+            numbers=missing,
+            function=writer.write_task,
+            returns_images=False,
+        )
+        written = read_tasks(tasks)
         for output in stream(written, f"write {split}", sum(task.num_rows for task in tasks)):
             yield output, True
 

@@ -1,7 +1,8 @@
 """Shards of plans as Datasets of Ray.
 
-A read task covers some shards of a plan. Ray Data runs the functions that follow by `map_batches`
-in the same task, so images do not pass through the object store.
+A read task reads some shards of a plan, one after the other, and may apply a function to them. Ray
+Data runs what follows by `map_batches` in the same task. Either way, images do not pass through the
+object store.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import ray
@@ -23,8 +24,12 @@ from pipeline.cluster import resources
 from pipeline.data.blocks import to_block
 from pipeline.data.plan import Plan
 
+BlockFunction: TypeAlias = Callable[[Iterator[pa.Table]], Iterable[pa.Table]]
+"""A function of the blocks of a task: those of its shards, read one after the other."""
+
 TASK_BYTES = 128 << 20
-"""Bytes of images in a task, unless a single shard has more."""
+"""Bytes of images that a task returns, unless a single shard has more: they count against the
+object store."""
 
 MAX_SHARDS_PER_TASK = 64
 """Between two tasks a worker waits 0.1 s for Ray. So many shards make that negligible."""
@@ -44,7 +49,7 @@ PROCESS_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The shards of a plan that a task reads, and the function that it applies to each, if any.
+    """The shards of a plan that a task reads, and the function that it applies to them, if any.
 
     `split` is that of the files.
     """
@@ -53,11 +58,17 @@ class ShardTask:
     split: str
     numbers: Sequence[int]
     columns: Sequence[str] = ()
-    function: Callable[[pa.Table], pa.Table] | None = None
+    function: BlockFunction | None = None
+    returns_images: bool = True
 
     @property
     def num_rows(self) -> int:
         return sum(self.plan.shard_rows(number) for number in self.numbers)
+
+    @property
+    def output_bytes(self) -> int:
+        """The bytes that the task returns to Ray, about."""
+        return self.num_rows * _row_bytes(self.plan) if self.returns_images else 0
 
 
 def plan_tasks(
@@ -66,20 +77,24 @@ def plan_tasks(
     *,
     columns: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
-    function: Callable[[pa.Table], pa.Table] | None = None,
+    function: BlockFunction | None = None,
+    returns_images: bool = True,
     num_cpus: int | None = None,
 ) -> list[ShardTask]:
     """Divide the shards of a plan, or those with these numbers, among tasks for so many CPUs.
 
-    By default these are the CPUs of the cluster.
+    By default these are the CPUs of the cluster. `returns_images` is false if the function returns
+    only what it computed from them.
     """
     numbers = range(plan.num_shards) if numbers is None else numbers
-    shard_bytes = max(1, min(plan.rows_per_shard, plan.num_rows) * _row_bytes(plan))
     num_tasks = TASKS_PER_CPU * (num_cpus or resources.num_cpus())
-    size = min(MAX_SHARDS_PER_TASK, TASK_BYTES // shard_bytes, len(numbers) // num_tasks)
+    size = min(MAX_SHARDS_PER_TASK, len(numbers) // num_tasks)
+    if returns_images:
+        shard_bytes = min(plan.rows_per_shard, plan.num_rows) * _row_bytes(plan)
+        size = min(size, TASK_BYTES // max(1, shard_bytes))
     size = max(1, size)
     return [
-        ShardTask(plan, split, numbers[start : start + size], columns, function)
+        ShardTask(plan, split, numbers[start : start + size], columns, function, returns_images)
         for start in range(0, len(numbers), size)
     ]
 
@@ -89,7 +104,7 @@ def read_tasks(tasks: Sequence[ShardTask], **remote_args: Any) -> Dataset:
 
     Raise ResourcesMissing if no node has that memory.
     """
-    options = _reserved(tasks) | remote_args
+    options = reserved(tasks) | remote_args
     if options["memory"]:
         resources.require_memory(options["memory"], "a smaller rows-per-shard")
     dataset: Dataset = ray.data.read_datasource(
@@ -98,26 +113,16 @@ def read_tasks(tasks: Sequence[ShardTask], **remote_args: Any) -> Dataset:
     return dataset
 
 
-def map_blocks(
-    dataset: Dataset, function: Callable[..., Any], tasks: Sequence[ShardTask], **options: Any
-) -> Dataset:
-    """Apply a function, or an actor class, to the block of each task, in the task that reads it.
-
-    `options` are those of `map_batches`. Ray fuses operations that reserve the same.
-    """
-    options = {"batch_size": None, "batch_format": "pyarrow", **_reserved(tasks), **options}
-    return dataset.map_batches(function, **options)
-
-
 def shard_memory(plan: Plan) -> int:
     """Return the bytes of memory that a task needs for one shard."""
     return PROCESS_BYTES + COPIES * min(plan.rows_per_shard, plan.num_rows) * _row_bytes(plan)
 
 
-def _reserved(tasks: Iterable[ShardTask]) -> dict[str, Any]:
-    images = max((task.num_rows * _row_bytes(task.plan) for task in tasks), default=0)
+def reserved(tasks: Iterable[ShardTask]) -> dict[str, Any]:
+    """Return what these tasks reserve. Ray fuses operations that reserve the same."""
+    output = max((task.output_bytes for task in tasks), default=0)
     shard = max((shard_memory(task.plan) for task in tasks), default=0)
-    return {"num_cpus": 1, "memory": images + shard}
+    return {"num_cpus": 1, "memory": output + shard}
 
 
 class ImageDatasource(Datasource):
@@ -131,7 +136,7 @@ class ImageDatasource(Datasource):
         return "Images"
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(task.num_rows * _row_bytes(task.plan) for task in self._tasks)
+        return sum(task.output_bytes for task in self._tasks)
 
     def get_read_tasks(
         self,
@@ -148,7 +153,7 @@ class ImageDatasource(Datasource):
                 partial(_read, shared[id(task.plan)], task.split, task.numbers, task.columns),
                 BlockMetadata(
                     num_rows=task.num_rows,
-                    size_bytes=task.num_rows * _row_bytes(task.plan),
+                    size_bytes=task.output_bytes,
                     input_files=None,
                     exec_stats=None,
                 ),
@@ -162,9 +167,8 @@ def _read(
     shared: ray.ObjectRef[Any], split: str, numbers: Sequence[int], columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     plan, function = _get(shared)
-    for number in numbers:
-        block = to_block(plan.read(number, columns), split=split, shard=number)
-        yield function(block) if function else block
+    blocks = (to_block(plan.read(number, columns), split=split, shard=number) for number in numbers)
+    yield from function(blocks) if function else blocks
 
 
 @lru_cache(maxsize=2)

@@ -56,12 +56,15 @@ def lowest_ranks(
 ) -> dict[int, Candidates]:
     """Return the candidates of each label: the `counts[label]` rows of lowest ranks, with copies,
     and the image after them."""
-    ranks = _rank(hashes, seed)
-    return {
-        int(label): _lowest(hashes[labels == label], ranks[labels == label], int(counts[label]))
-        for label in np.unique(labels)
-        if counts[label]
-    }
+    # Numbers of 16 bits are sorted in one pass.
+    order = np.argsort(labels.astype(np.uint16), kind="stable")
+    stops = np.cumsum(np.bincount(labels, minlength=len(counts)))
+    candidates = dict[int, Candidates]()
+    for label, rows in enumerate(np.split(order, stops[:-1])):
+        if len(rows) and counts[label]:
+            own = hashes[rows]
+            candidates[label] = _lowest(own, _rank(own, seed), int(counts[label]))
+    return candidates
 
 
 class Merger:

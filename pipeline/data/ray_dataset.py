@@ -60,7 +60,7 @@ def read_images(data: Data | str, *, columns: Sequence[str] = ()) -> Dataset:
     for pool in splits.make_pools(source, data):
         plan, rule = splits.assign_splits(pool, counts, data.seed)
         own = [rule.column] if rule.column and rule.column not in columns else []
-        tasks += plan_tasks(plan, rule.split, columns=[*columns, *own], function=rule.apply)
+        tasks += plan_tasks(plan, rule.split, columns=[*columns, *own], function=rule.apply_all)
     # No memory is reserved: Ray fuses operations that reserve the same, and others reserve none.
     return read_tasks(tasks, memory=None)
 
@@ -113,7 +113,7 @@ class DatasetSink(Datasink[Output]):
             # Rows may have been shuffled, so shards are cut anew.
             rows = set_column(rows, SHARD, pa.repeat(pa.scalar(ctx.task_idx), len(rows)))
             for start in range(0, len(rows), ROWS_PER_SHARD):
-                written.merge(writer.write_shards(rows.slice(start, ROWS_PER_SHARD)))
+                written.merge(writer.write_blocks([rows.slice(start, ROWS_PER_SHARD)]))
         return written
 
     def on_write_complete(self, write_result: WriteResult[Output]) -> None:

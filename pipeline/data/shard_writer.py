@@ -27,6 +27,9 @@ from pipeline.data.shards import encode_parquet
 REJECTED = "rejected/"
 """The folder of files that list rejected rows: `id` int64, `reason` string."""
 
+MAX_WAITING = 2
+"""Encoded files that wait to be written."""
+
 _FILE_NAME = re.compile(r"(.+)-(\d+)-([0-9a-f]{12})\.parquet")
 
 
@@ -73,9 +76,9 @@ class ShardWriter(ABC):
         with ThreadPoolExecutor(1) as disk:
             for shard in shards:
                 for stem, content, rows in self._encode_files(shard):
-                    # An error ends the task now, and no more than two files are in memory.
-                    if writes:
-                        writes[-1].result()
+                    # An error ends the task now, and few files are in memory.
+                    if len(writes) >= MAX_WAITING:
+                        writes[-MAX_WAITING].result()
                     writes.append(disk.submit(self._store, stem, shard.number, content, rows))
         return [write.result() for write in writes]
 

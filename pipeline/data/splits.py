@@ -6,7 +6,7 @@ assigned one by one: drawn by image (see `draw`), or by a column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from pipeline.arrays import Int64Array, UInt64Array
 from pipeline.config import Data
 from pipeline.console import warn
 from pipeline.data import blocks, draw, validation
-from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
+from pipeline.data.datasource import plan_tasks, read_tasks
+from pipeline.data.image_hashes import NO_HASHES, HashSet, hash_images
 from pipeline.data.layout import SPLITS, WORDS, split_of
 from pipeline.data.plan import Plan
 from pipeline.data.readers.rows import Rows
@@ -31,24 +32,24 @@ HASH = "_hash"
 RESERVED = {"id", "image", "label", HASH, *blocks.OWN}
 """Names of columns that a source's own columns must not have."""
 
-REPEATED = "the image stands in a later split"
+_WITHOUT_IMAGES = [blocks.SPLIT, blocks.ERROR, HASH, "label"]
 
-NO_HASHES: UInt64Array = np.zeros(0, np.uint64)
+REPEATED = "the image stands in a later split"
 
 
 @dataclass(frozen=True)
 class SplitRule:
     """How rows that are read together are assigned to splits.
 
-    A row is of the split in `drawn` whose sorted hashes hold its image; or, if there is a `column`,
-    of the split that it names; otherwise of `split`. `later_hashes` are, by split, the sorted
-    hashes of the images of later splits, which must not occur in it.
+    A row is of the split in `drawn` whose hashes have that of its image; or, if there is a
+    `column`, of the split that it names; otherwise of `split`. `later_hashes` are, by split, those
+    of the images of later splits, which must not occur in it.
     """
 
     split: str
-    drawn: Mapping[str, UInt64Array] = field(default_factory=dict)
+    drawn: Mapping[str, HashSet] = field(default_factory=dict)
     column: str | None = None
-    later_hashes: Mapping[str, UInt64Array] = field(default_factory=dict)
+    later_hashes: Mapping[str, HashSet] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -61,17 +62,21 @@ class SplitRule:
         """Return a block with the split and the hash of each row, and the errors of invalid rows:
         images of one colour, of no split, or that stand in a later split."""
         images = blocks.images(block)
-        hashes = validation.hash_images(images)
+        hashes = hash_images(images)
         block = blocks.with_errors(block, validation.find_single_colors(images, hashes))
         if self.column:
             block = self._split_by_column(block, self.column)
         elif self.drawn:
             indices = np.full(len(hashes), SPLITS.index(self.split), np.int8)
             for split, own in self.drawn.items():
-                indices[np.isin(hashes, validation.common(hashes, own))] = SPLITS.index(split)
+                indices[own.contains(hashes)] = SPLITS.index(split)
             block = blocks.set_column(block, blocks.SPLIT, blocks.to_splits(indices, SPLITS))
         block = blocks.with_errors(block, self._find_repeated(block, hashes))
         return blocks.set_column(block, HASH, pa.array(hashes))
+
+    def apply_all(self, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Apply the rule to each of several blocks."""
+        return map(self.apply, parts)
 
     def _split_by_column(self, block: pa.Table, column: str) -> pa.Table:
         words = _text(block[column], column)
@@ -89,7 +94,7 @@ class SplitRule:
         """Return the rows whose images stand in a later split (test leakage)."""
         reasons = dict[int, str]()
         for split, later in self.later_hashes.items():
-            repeated = np.isin(hashes, validation.common(hashes, later))
+            repeated = later.contains(hashes)
             if repeated.any():
                 own = repeated & (block[blocks.SPLIT].to_numpy() == split)
                 reasons |= dict.fromkeys(np.flatnonzero(own).tolist(), REPEATED)
@@ -197,18 +202,31 @@ def draw_splits(pool: Pool, counts: Mapping[str, Int64Array], seed: int) -> Pool
     """
     total = sum(counts.values(), np.zeros(1, np.int64))
     mergers = dict[int, draw.Merger]()
-    for result in _map_pool(pool, "draw", _find_candidates, counts=total, seed=seed):
+
+    def find_candidates(rows: pa.Table) -> dict[int, draw.Candidates]:
+        return draw.lowest_ranks(rows[HASH].to_numpy(), rows["label"].to_numpy(), total, seed)
+
+    for result in _map_pool(pool, "draw", find_candidates):
         for label, own in result.items():
             mergers.setdefault(label, draw.Merger(int(total[label]))).add(own)
     candidates = {label: merger.merge() for label, merger in mergers.items()}
-    return pool._replace(rule=replace(pool.rule, drawn=draw.split_candidates(candidates, counts)))
+    drawn = draw.split_candidates(candidates, counts)
+    rule = replace(pool.rule, drawn={split: HashSet(own) for split, own in drawn.items()})
+    return pool._replace(rule=rule)
 
 
 def hash_splits(pool: Pool) -> Pool:
     """Read all rows of a pool with a column, and return it with the hashes of later splits."""
     own = {split: [NO_HASHES] for split in ("val", "test")}
     seen = set[str]()
-    for result in _map_pool(pool, "split", _later_hashes):
+
+    def later_hashes(rows: pa.Table) -> dict[str, UInt64Array]:
+        """Return the hashes of each split, but none of `train`, the most."""
+        names, hashes = rows[blocks.SPLIT].to_numpy(), rows[HASH].to_numpy()
+        by_split = {split: hashes[names == split] for split in SPLITS if (names == split).any()}
+        return by_split | ({"train": NO_HASHES} if "train" in by_split else {})
+
+    for result in _map_pool(pool, "split", later_hashes):
         seen |= result.keys()
         for split, parts in own.items():
             parts.append(result.get(split, NO_HASHES))
@@ -220,38 +238,26 @@ def hash_splits(pool: Pool) -> Pool:
                 "val and test are needed. Name some in the column."
             )
     val, test = (np.unique(np.concatenate(parts)) for parts in own.values())
-    later = {"train": np.union1d(val, test), "val": test}
+    later = {"train": HashSet(np.union1d(val, test)), "val": HashSet(test)}
     return pool._replace(rule=replace(pool.rule, later_hashes=later))
 
 
-def _later_hashes(block: pa.Table) -> dict[str, UInt64Array]:
-    """Return the hashes of the valid rows of each split in a block; none of `train`, the most."""
-    rows = blocks.valid_rows(block)
-    names, hashes = rows[blocks.SPLIT].to_numpy(), rows[HASH].to_numpy()
-    by_split = {split: hashes[names == split] for split in SPLITS if (names == split).any()}
-    return by_split | ({"train": NO_HASHES} if "train" in by_split else {})
+def _map_pool(pool: Pool, title: str, function: Callable[[pa.Table], object]) -> Iterator[Any]:
+    """Yield what a function returns for the valid rows of each task: their split, hash and label,
+    after the rule."""
+    rule = pool.rule
 
+    def compute(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        # Without images, the rows of all shards of a task are small.
+        light = [block.select(_WITHOUT_IMAGES) for block in rule.apply_all(parts)]
+        rows = pa.concat_tables(light, promote_options="default")
+        yield result_block(len(rows), function(blocks.valid_rows(rows)))
 
-def _find_candidates(
-    block: pa.Table, *, counts: Int64Array, seed: int
-) -> dict[int, draw.Candidates]:
-    rows = blocks.valid_rows(block)
-    hashes, labels = rows[HASH].to_numpy(), rows["label"].to_numpy()
-    return draw.lowest_ranks(hashes, labels, counts, seed)
-
-
-def _map_pool(
-    pool: Pool, title: str, function: Callable[..., object], **options: Any
-) -> Iterator[Any]:
-    """Yield what a function returns for each block of a pool to which the rule was applied."""
-    column = pool.rule.column
-    tasks = plan_tasks(pool.plan, pool.rule.split, columns=[column] if column else [])
-
-    def compute(block: pa.Table) -> pa.Table:
-        return result_block(len(block), function(pool.rule.apply(block), **options))
-
-    images = read_tasks(tasks)
-    yield from stream(map_blocks(images, compute, tasks), title, pool.plan.num_rows)
+    # The order of rows does not matter here, and unmixed ones are read faster.
+    plan = replace(pool.plan, seed=None)
+    columns = [rule.column] if rule.column else []
+    tasks = plan_tasks(plan, rule.split, columns=columns, function=compute, returns_images=False)
+    yield from stream(read_tasks(tasks), title, plan.num_rows)
 
 
 def _checked(number: int, rows: int) -> int:

@@ -33,8 +33,6 @@ def stream(dataset: ray.data.Dataset, title: str, num_rows: int) -> Iterator[Any
     context = dataset.context
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    # The shards of a task stay in one block; Ray would cut it at 128 MiB.
-    context.target_max_block_size = None
     # Otherwise Ray wraps the task's exception, and a UserError would not be seen.
     context.raise_original_map_exception = True
     failure = None

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.arrays import Int64Array, UInt8Array, UInt64Array
 from pipeline.data.classes import MAX_CLASSES
+from pipeline.data.image_hashes import HashSet, hash_images
 from pipeline.data.readers.rows import RejectedRow
 from pipeline.errors import DataError
 
@@ -89,9 +90,8 @@ def find_single_colors(images: UInt8Array, hashes: UInt64Array) -> dict[int, str
     num_pixels = prod(images.shape[1:])
     # Comparing hashes is faster than comparing pixels. Only images with the hash of a single-colour
     # image, which are few, are compared by their pixels.
-    candidates = common(hashes, _single_color_hashes(num_pixels))
     reasons = {}
-    for row in np.flatnonzero(np.isin(hashes, candidates)):
+    for row in np.flatnonzero(_single_color_hashes(num_pixels).contains(hashes)):
         color = images[row, 0, 0]
         if (images[row] == color).all():
             reasons[int(row)] = f"all pixels are {color}"
@@ -118,48 +118,14 @@ def measure_rejects(rejects: Iterable[RejectedRow]) -> SplitStats:
     return stats
 
 
-def hash_images(images: UInt8Array) -> UInt64Array:
-    """Hash each image to 64 bits.
-
-    An image is a vector of 32-bit words, and its hash the dot product with a fixed random vector,
-    modulo 2^64 (multilinear hashing; Lemire and Kaser, "Strongly universal string hashing is fast",
-    2014). Two different images collide with probability 2^-33 at worst (only the top bit of a word
-    differs) and 2^-64 at best.
-    """
-    flat = images.reshape(len(images), prod(images.shape[1:]))
-    # Four pixels make a word. Pad the last one with zeros.
-    padding = -flat.shape[1] % 4
-    if padding:
-        flat = np.pad(flat, ((0, 0), (0, padding)))
-    words = np.ascontiguousarray(flat).view(np.uint32)
-    hashes: UInt64Array = np.einsum("ij,j->i", words, _hash_factors(words.shape[1]))
-    return hashes
-
-
 @cache
-def _hash_factors(count: int) -> UInt64Array:
-    return np.frombuffer(np.random.default_rng(0).bytes(8 * count), dtype=np.uint64)
-
-
-@cache
-def _single_color_hashes(pixels: int) -> UInt64Array:
-    """Return the sorted hashes of the 256 images of so many equal pixels.
+def _single_color_hashes(pixels: int) -> HashSet:
+    """Return the hashes of the 256 images of so many equal pixels.
 
     The hash is linear, so they are multiples of the hash of the image of ones.
     """
     ones = hash_images(np.ones((1, pixels), np.uint8))
-    return np.sort(np.multiply(ones, np.arange(256, dtype="u8")))
-
-
-def common(hashes: UInt64Array, sorted_hashes: UInt64Array) -> UInt64Array:
-    """Return those hashes that are among the sorted ones."""
-    if not len(sorted_hashes):
-        return sorted_hashes
-    # Sorted as well, neighbours are searched for in the same cache lines: faster than unsorted.
-    hashes = np.sort(hashes)
-    positions = np.searchsorted(sorted_hashes, hashes).clip(max=len(sorted_hashes) - 1)
-    matches: UInt64Array = hashes[sorted_hashes[positions] == hashes]
-    return matches
+    return HashSet(np.sort(np.multiply(ones, np.arange(256, dtype="u8"))))
 
 
 def raise_if_invalid(

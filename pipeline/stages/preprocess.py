@@ -26,10 +26,11 @@ from pipeline.console import say, warn
 from pipeline.contract import ImageSpec
 from pipeline.data import splits, validation
 from pipeline.data.dataset_writer import DatasetWriter, Output, commit_dataset, write_pool
+from pipeline.data.image_hashes import NO_HASHES, HashSet
 from pipeline.data.layout import SPLITS
 from pipeline.data.shard_writer import REJECTED
 from pipeline.data.sources import Source, open_source
-from pipeline.data.splits import NO_HASHES, Pool
+from pipeline.data.splits import Pool
 from pipeline.errors import DataError
 
 LAYOUT = 3
@@ -116,5 +117,5 @@ def _complete(
 ) -> Pool:
     """Return a pool that knows its later splits; `hashes` are those of the pools written before."""
     later = np.sort(np.concatenate([NO_HASHES, *(part for own in hashes.values() for part in own)]))
-    rule = replace(pool.rule, later_hashes=dict.fromkeys(SPLITS, later))
+    rule = replace(pool.rule, later_hashes=dict.fromkeys(SPLITS, HashSet(later)))
     return splits.assign_splits(pool._replace(rule=rule), counts, data.seed)

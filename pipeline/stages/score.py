@@ -23,7 +23,7 @@ from pipeline.config import Score
 from pipeline.console import say, warn
 from pipeline.contract import Predictions, concat_predictions
 from pipeline.data import blocks
-from pipeline.data.datasource import map_blocks, plan_tasks, read_tasks
+from pipeline.data.datasource import plan_tasks, read_tasks, reserved
 from pipeline.data.plan import Plan
 from pipeline.data.readers.image_folder import digest_of
 from pipeline.data.readers.rows import Rows
@@ -166,10 +166,13 @@ def _score_shards(
     available = max(1, resources.num_gpus()) if gpus else resources.num_free_cpus()
     workers = min(settings.num_workers or available, len(tasks))
     resources.require(cpus=workers, gpus=gpus * workers)
-    scored = map_blocks(
-        read_tasks(tasks, num_gpus=gpus),
+    images = read_tasks(tasks, num_gpus=gpus)
+    # The shards of a task stay in one block; Ray would cut it at 128 MiB.
+    images.context.target_max_block_size = None
+    scored = images.map_batches(
         Scorer,
-        tasks,
+        batch_size=None,
+        batch_format="pyarrow",
         fn_constructor_kwargs={
             "storage": storage,
             "model": model,
@@ -177,7 +180,7 @@ def _score_shards(
             "settings": settings,
         },
         compute=ray.data.ActorPoolStrategy(size=workers),
-        num_gpus=gpus,
+        **reserved(tasks) | {"num_gpus": gpus},
     )
     num_rows = sum(task.num_rows for task in tasks)
     return [entry for own in stream(scored, "score", num_rows) for entry in own]

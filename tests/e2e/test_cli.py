@@ -94,9 +94,8 @@ def test_a_run_goes_from_images_to_an_answer_over_http(source: Path, tmp_path: P
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == modified
 
 
-@pytest.mark.parametrize(
-    "kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_no_process_and_resumes_bit_identically(
     artifacts: Artifacts,
     tmp_path: Path,

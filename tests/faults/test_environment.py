@@ -58,6 +58,7 @@ def only_line(command: Command) -> str:
     return line
 
 
+@pytest.mark.slow
 @needs_unshare
 def test_a_nameless_user_with_odd_folders_and_few_files_can_preprocess(
     flags: tuple[object, ...], long_folder: str, tmp_path: Path

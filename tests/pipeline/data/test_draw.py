@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.arrays import Int64Array, UInt64Array
 from pipeline.data import draw
-from pipeline.data.validation import hash_images
+from pipeline.data.image_hashes import hash_images
 from tests.support.sources import noise
 
 Hashes = UInt64Array
