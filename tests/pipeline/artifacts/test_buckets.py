@@ -219,7 +219,8 @@ calls = {
     "open": open_,
     "map": lambda storage: parallel_map(storage.read, "abc"),
 }
-signal.signal(signal.SIGTERM, interrupt)
+for kind in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(kind, interrupt)
 try:
     calls[sys.argv[1]](Storage(sys.argv[2]))
 except KeyboardInterrupt:
