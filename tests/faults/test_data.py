@@ -70,9 +70,15 @@ def watched(output: Path, kind: type[Manifest]) -> Iterator[Reader]:
     reader.join()
 
 
-def shards(output: Path) -> dict[Path, int]:
-    """Return the modification times of the shards."""
-    return {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+def finished(output: Path, expected: dict[str, bytes]) -> dict[Path, int]:
+    """Return the modification times of the files of finished shards.
+
+    A shard has a file for each split of its rows; all of these end with its number and a digest.
+    """
+    numbers = {path: path.rsplit("-", 2)[1] for path in expected if path.endswith(".parquet")}
+    missing = {number for path, number in numbers.items() if not (output / path).exists()}
+    paths = [output / path for path, number in numbers.items() if number not in missing]
+    return {path: path.stat().st_mtime_ns for path in paths}
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -109,7 +115,7 @@ def kill_and_repeat(command: Command, output: Path, kind: type[Manifest], seed: 
             assert process.returncode in (0, -signal.SIGKILL)
         assert not reader.damaged
         # Finished shards are not written again.
-        current = shards(output)
+        current = finished(output, expected)
         assert {path: current.get(path) for path in kept} == kept
         reused += len(kept)
         kept = current
