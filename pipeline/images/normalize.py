@@ -79,7 +79,7 @@ def _grow(mask: BoolArray, *, corners: bool) -> BoolArray:
 def _upright(ink: UInt8Array) -> UInt8Array:
     """Take back the slant that is beyond SLANTS.
 
-    A hand may slant, or the picture was taken at an angle. Half is taken back by a turn, and the
+    A hand may slant, or the photo was taken at an angle. Half is taken back by a turn, and the
     rest by a shear.
     """
     excess = _excess_slant(ink)
