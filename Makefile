@@ -3,23 +3,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 
-.PHONY: run test test-fast test-public test-slow lint docs bench-train bench-serve bench-data bench-photos soak
+.PHONY: run test test-fast test-public test-cluster test-slow lint docs bench-train bench-serve bench-data bench-photos soak
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
 
 test: .venv/ready $(OTHER_CLIENTS)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not cluster"
 
 # Without Ray, a server or a browser.
 test-fast: .venv/ready
-	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "not ray and not slow"
+	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "not ray and not slow and not cluster"
 	$(BIN)/coverage report --sort=cover
 
 # The core of training and serving without the hooks for speed into Ray's private parts.
 test-public: .venv/ready
 	PIPELINE_RAY_HOOKS=off $(BIN)/pytest -m "not slow" \
 	  tests/pipeline/stages/test_train.py tests/e2e/test_server.py
+
+# On several nodes, which it makes on this machine.
+test-cluster: .venv/ready $(OTHER_CLIENTS)
+	$(BIN)/pytest -m cluster
 
 test-slow: .venv/ready $(OTHER_CLIENTS)
 	$(BIN)/pytest -m slow

@@ -70,7 +70,9 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
     Raise WorkerGroupError if a worker fails.
     """
     # torch takes seconds to import, so only a run that trains imports it.
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from pipeline.training.process_group import OwnAddressConfig
 
     cuda = job.device == "cuda"
     # Ray Train writes its own index there. A crash can leave it damaged, and nothing reads it.
@@ -79,7 +81,7 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
     trainer = ray_hooks.faster_trainer(TorchTrainer)(
         work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        torch_config=OwnAddressConfig(backend="nccl" if cuda else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=job.training.num_workers,
             use_gpu=cuda,

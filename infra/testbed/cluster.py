@@ -1,0 +1,132 @@
+"""A cluster of Ray on the nodes of a testbed."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.testbed.namespaces import NETWORK, SWITCH, Node, Switch
+
+REPOSITORY = Path(__file__).parents[2]
+
+PORT = 6379
+
+DASHBOARD_PORT = 8265
+
+OBJECT_STORE_BYTES = 200 << 20
+
+S3_PORT = 9000
+
+
+@dataclass
+class Cluster:
+    """Nodes that run Ray: the first is its head. All see `shared`, a folder."""
+
+    switch: Switch
+    shared: Path
+    cpus: int
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+
+    @property
+    def head(self) -> Node:
+        return self.switch.nodes[0]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of a command that joins the cluster."""
+        return {
+            "RAY_ADDRESS": f"{self.head.address}:{PORT}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+        }
+
+    def add_node(self) -> Node:
+        """Make a node and start Ray on it."""
+        folders = {Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, self.shared}
+        node = self.switch.add_node(sorted(folders))
+        self.start_ray(node)
+        return node
+
+    def start_ray(self, node: Node) -> None:
+        """Start Ray on a node, for example after it was killed and booted again.
+
+        Raise RuntimeError if Ray does not start.
+        """
+        if node is self.head:
+            role = ["--head", f"--port={PORT}", "--dashboard-host=0.0.0.0"]
+        else:
+            role = [f"--address={self.head.address}:{PORT}"]
+        command = (
+            *("ray", "start", *role, f"--node-ip-address={node.address}"),
+            *(f"--num-cpus={self.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+            "--disable-usage-stats",
+        )
+        env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
+        started = node.run(*command, env=env)
+        if started.returncode:
+            raise RuntimeError(f"Ray did not start on {node.name}: {started.stderr[-2000:]}")
+
+    def run(self, *args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on the head, in the cluster, and return it with its output."""
+        return self.head.run(*args, **self._joined(options))
+
+    def popen(self, *args: object, **options: Any) -> subprocess.Popen[str]:
+        """Start a command on the head, in the cluster; `options` are those of Popen."""
+        return self.head.popen(*args, **self._joined(options))
+
+    def _joined(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cwd": REPOSITORY, **options, "env": {**self.env, **options.get("env", {})}}
+
+    @contextmanager
+    def s3(self, server: Path) -> Iterator[Bucket]:
+        """Start moto's server, a program, at the switch; yield a bucket that all nodes reach."""
+        address = f"{NETWORK}.{SWITCH}:{S3_PORT}"
+        host, port = address.split(":")
+        command = self.switch.namespaces.command(server, "-H", host, "-p", port, only_network=True)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stderr
+                next(line for line in process.stderr if "Running on http" in line)
+                # The server logs every request; unread, the pipe would fill and block it.
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                bucket = Bucket(address)
+                created = self.head.run(sys.executable, "-c", bucket.creation)
+                assert not created.returncode, created.stderr
+                yield bucket
+            finally:
+                process.kill()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of the S3 server at this HOST:PORT."""
+
+    address: str
+
+    def uri(self, path: str = "") -> str:
+        options = f"scheme=http&endpoint_override={self.address}&region=us-east-1"
+        return f"s3://a:b@bucket/{path}?{options}"
+
+    @property
+    def creation(self) -> str:
+        """Python code that creates the bucket."""
+        keys = {"access_key": "a", "secret_key": "b", "region": "us-east-1", "scheme": "http"}
+        options = {**keys, "endpoint_override": self.address, "allow_bucket_creation": True}
+        return f"from pyarrow import fs; fs.S3FileSystem(**{options}).create_dir('bucket')"
+
+
+@contextmanager
+def started(nodes: int, *, cpus: int, shared: Path) -> Iterator[Cluster]:
+    """Start a cluster of so many nodes, of so many CPUs each. Nothing is left of it afterwards."""
+    with Switch() as switch:
+        cluster = Cluster(switch, shared, cpus)
+        for _ in range(nodes):
+            cluster.add_node()
+        yield cluster
