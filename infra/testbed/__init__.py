@@ -2,5 +2,6 @@
 
     sudo python -m infra.testbed --nodes 2 -- python -m pipeline run
 
-`namespaces` makes nodes out of Linux namespaces, and `cluster` starts Ray on them.
+`namespaces` makes nodes out of Linux namespaces, `delay` slows their cables, and `cluster` starts
+Ray on them.
 """

@@ -5,24 +5,19 @@ from __future__ import annotations
 import secrets
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.testbed.namespaces import NETWORK, SWITCH, Node, Switch
+from infra.testbed.namespaces import Node, Switch
 
 REPOSITORY = Path(__file__).parents[2]
 
 PORT = 6379
 
-DASHBOARD_PORT = 8265
-
 OBJECT_STORE_BYTES = 200 << 20
-
-S3_PORT = 9000
 
 
 @dataclass
@@ -83,43 +78,6 @@ class Cluster:
 
     def _joined(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {"cwd": REPOSITORY, **options, "env": {**self.env, **options.get("env", {})}}
-
-    @contextmanager
-    def s3(self, server: Path) -> Iterator[Bucket]:
-        """Start moto's server, a program, at the switch; yield a bucket that all nodes reach."""
-        address = f"{NETWORK}.{SWITCH}:{S3_PORT}"
-        host, port = address.split(":")
-        command = self.switch.namespaces.command(server, "-H", host, "-p", port, only_network=True)
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stderr
-                next(line for line in process.stderr if "Running on http" in line)
-                # The server logs every request; unread, the pipe would fill and block it.
-                threading.Thread(target=process.stderr.read, daemon=True).start()
-                bucket = Bucket(address)
-                created = self.head.run(sys.executable, "-c", bucket.creation)
-                assert not created.returncode, created.stderr
-                yield bucket
-            finally:
-                process.kill()
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A bucket of the S3 server at this HOST:PORT."""
-
-    address: str
-
-    def uri(self, path: str = "") -> str:
-        options = f"scheme=http&endpoint_override={self.address}&region=us-east-1"
-        return f"s3://a:b@bucket/{path}?{options}"
-
-    @property
-    def creation(self) -> str:
-        """Python code that creates the bucket."""
-        keys = {"access_key": "a", "secret_key": "b", "region": "us-east-1", "scheme": "http"}
-        options = {**keys, "endpoint_override": self.address, "allow_bucket_creation": True}
-        return f"from pyarrow import fs; fs.S3FileSystem(**{options}).create_dir('bucket')"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Forward packets between two links with a delay, where the kernel lacks netem.
+"""Forward packets between two links with a delay: `python delay.py LINK LINK SECONDS`.
 
-python delay.py LINK LINK SECONDS
+The kernel's own way, netem, is missing from many kernels.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 NETWORK = "10.77.0"
 
 SWITCH = 1
-"""The host number of the switch, which also answers for servers beside the nodes."""
+"""The host number of the switch, the way to everywhere else for the nodes."""
 
 DISK_BYTES = 1 << 30
 """The size of a node's own disk, /tmp, which is in memory."""

@@ -30,7 +30,7 @@ from pipeline.data.readers.rows import RejectedRow
 from pipeline.data.resume import restore_shards
 from pipeline.data.shard_writer import ExistingShard, Shard, ShardWriter
 from pipeline.data.shards import LabeledImages
-from pipeline.data.splits import Pool, SplitRule
+from pipeline.data.splits import HASH, Pool, SplitRule
 from pipeline.data.streaming import result_block, stream
 from pipeline.data.validation import SplitStats
 
@@ -51,12 +51,12 @@ class Output:
         """The number of rows that were written or rejected."""
         return sum(s.rows + s.rejects.total() for s in self.stats.values())
 
-    def add_rows(self, split: str, rows: LabeledImages) -> None:
-        """Add valid rows of a split."""
+    def add_rows(self, split: str, rows: LabeledImages, hashes: UInt64Array) -> None:
+        """Add valid rows of a split; `hashes` are those of their images."""
         stats = validation.measure(rows.images, rows.labels.astype(np.int64))
         self.stats[split].add(stats)
         if split != "train":
-            self.hashes.setdefault(split, []).append(hash_images(rows.images))
+            self.hashes.setdefault(split, []).append(hashes)
 
     def add_rejects(self, split: str, rejects: Sequence[RejectedRow]) -> None:
         """Add rejected rows; `split` is that of their files."""
@@ -105,14 +105,15 @@ class DatasetWriter(ShardWriter):
                 blocks.rejected_rows(rows),
             )
             for split, own in shard.rows.items():
-                output.add_rows(split, _to_labeled(own))
+                output.add_rows(split, _to_labeled(own), own[HASH].to_numpy())
             output.add_rejects(self.rule.split, shard.rejects)
             yield shard
 
     def describe(self, existing: ExistingShard) -> Output:
         output = Output(list(existing.entries))
         for split, content in existing.contents.items():
-            output.add_rows(split, shards.decode(content, self.image))
+            rows = shards.decode(content, self.image)
+            output.add_rows(split, rows, hash_images(rows.images))
         output.add_rejects(self.rule.split, existing.rejects)
         return output
 

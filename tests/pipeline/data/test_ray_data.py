@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.data import Dataset
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Data
 from pipeline.data.catalog import ROLES
-from pipeline.data.datasource import plan_tasks, read_tasks
+from pipeline.data.datasource import plan_tasks, read_tasks, reserved
 from pipeline.data.plan import Plan
 from pipeline.data.ray_dataset import DatasetSink, read_images
 from pipeline.data.readers import idx_format
+from pipeline.data.readers.rows import Rows
 from pipeline.data.shards import read_split
 from pipeline.data.sources import open_source
 from pipeline.errors import DataError
@@ -84,16 +88,34 @@ def test_blocks_that_are_no_dataset_are_refused(
         read_images(str(source)).map_batches(function, batch_size=None).write_datasink(sink)
 
 
-def test_images_do_not_pass_through_the_object_store(source: Path) -> None:
-    """A function reads and writes in one operation, whose output is small."""
+def _by_function(rows: Rows) -> Dataset:
+    """Return what `preprocess` does: the read task applies the function."""
+    tasks = plan_tasks(Plan(rows, 0, rows.num_rows, 8), "train", function=partial(map, _ids))
+    return read_tasks(tasks)
+
+
+def _by_map_batches(rows: Rows) -> Dataset:
+    """Return what `score` does: Ray fuses what reserves the same."""
+    tasks = plan_tasks(Plan(rows, 0, rows.num_rows, 8), "train")
+    options = {"batch_size": None, "batch_format": "pyarrow", **reserved(tasks)}
+    return read_tasks(tasks).map_batches(_ids, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "operator"),
+    [(_by_function, "ReadImages"), (_by_map_batches, r"ReadImages->MapBatches\(_ids\)")],
+)
+def test_images_do_not_pass_through_the_object_store(
+    source: Path, make: Callable[[Rows], Dataset], operator: str
+) -> None:
+    """Reading and the function are one operation, whose output is small."""
     rows = open_source(Data(name="digits", source=str(source))).splits["train"]
-    tasks = plan_tasks(Plan(rows, 0, rows.num_rows, 8), "train", function=_ids)
-    stats = read_tasks(tasks).materialize().stats()
-    assert re.search(r"Operator \d+ ReadImages: 5 tasks executed", stats)
+    stats = make(rows).materialize().stats()
+    assert re.search(rf"Operator \d+ {operator}: 5 tasks executed", stats)
     assert "Operator 2" not in stats
     (largest,) = re.findall(r"Output size bytes per block: \d+ min, (\d+) max", stats)
     assert int(largest) < IMAGES[0].size
 
 
-def _ids(blocks: Any) -> Any:
-    return (block.slice(0, 0).select(["id"]) for block in blocks)
+def _ids(block: Any) -> Any:
+    return block.slice(0, 0).select(["id"])
