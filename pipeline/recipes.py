@@ -17,6 +17,9 @@ class Training(Settings):
     flag_prefix = "train."
 
     recipe: tyro.conf.Suppress[str] = "fast"
+    model: str = "mlp"
+    """Network: mlp, cnn, or package.module:factory, a function of image and settings that returns
+    a torch.nn.Module."""
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     """Number of units in each hidden layer."""
     epochs: int = Field(default=4, ge=1)
@@ -40,14 +43,23 @@ class Training(Settings):
     memory_mib: int = Field(default=1024, ge=1)
     """Memory per worker for the images of a split (MiB). Larger splits are streamed in windows of
     half this size, shuffled by shard, then within each window."""
-    checkpoint_every: int = Field(default=5, ge=1)
-    """Epochs from one checkpoint to the next: the most that a crash costs."""
+    checkpoint_seconds: float = Field(default=30, ge=0)
+    """Seconds from one checkpoint to the next: about the most that a crash costs."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps from one checkpoint to the next, if it is to come sooner."""
     num_workers: int = Field(default=1, ge=1)
     """Number of data-parallel workers; on `cuda` each has one GPU."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few workers if nodes are lost (default: wait for a node, then end)."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs, and so threads, per worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the workers: `auto` uses GPUs if the cluster has one for each worker."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Precision of products: tf32 is for GPUs; bf16 keeps the weights in fp32."""
+    step: Literal["auto", "textbook", "fast"] = "auto"
+    """How a step is computed: by DistributedDataParallel and torch.optim (textbook), or by faster
+    code: on CPUs for an mlp in fp32, on GPUs as a CUDA graph; `auto` takes this where it can."""
 
     @field_validator("weight_decay")
     @classmethod
@@ -55,6 +67,13 @@ class Training(Settings):
         if weight_decay and info.data.get("optimizer") == "sgd":
             raise ValueError("needs --train.optimizer adamw")
         return weight_decay
+
+    @field_validator("min_workers")
+    @classmethod
+    def _check_min_workers(cls, min_workers: int | None, info: ValidationInfo) -> int | None:
+        if min_workers and min_workers > info.data.get("num_workers", min_workers):
+            raise ValueError("must not be more than --train.num-workers")
+        return min_workers
 
 
 RECIPES = {

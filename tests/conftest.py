@@ -36,7 +36,7 @@ TRAINING = Training(
     # The last batch is smaller, and the shares of two workers differ.
     batch_size=47,
     learning_rate=0.01,
-    checkpoint_every=1,
+    checkpoint_steps=1,
     device="cpu",
 )
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pipeline.contract import MAX_PARITY_DIFFERENCE, ImageSpec
 from pipeline.errors import ArtifactDamaged
 
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 """Version of the artifacts' format.
 
 Raise MINOR if fields are added that an older reader may ignore, and MAJOR for any other change.
@@ -148,6 +148,9 @@ class RunManifest(Manifest):
     and the workers that computed it: their number, and the CPUs of each."""
     checkpoint: Annotated[str, Field(pattern=rf"^{PATH.pattern}$")]
     """Path of the checkpoint that holds the final weights."""
+    history: tuple[dict[str, Any], ...] = ()
+    """What trained, from which epoch and step on: number of workers, CPUs of each, kind of CPU or
+    GPU, step and version of torch. They decide how sums are rounded. Empty in old manifests."""
 
     @property
     def ref(self) -> str:

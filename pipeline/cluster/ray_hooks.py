@@ -23,6 +23,9 @@ from pipeline.errors import SettingError
 
 VARIABLE = "PIPELINE_RAY_HOOKS"
 
+POLL_S = 0.2
+"""Time from one look of Ray Train's controller at its workers to the next."""
+
 
 def enabled() -> bool:
     """Return whether hooks for speed are used.
@@ -88,6 +91,9 @@ def faster_trainer(trainer: type[Any]) -> type[Any]:
     Start: the controller runs in a process that Ray holds ready. Ray Train gives it a runtime
     environment, for which Ray would start a new process (2.1 s).
 
+    Reports and end: the controller looks at its workers every POLL_S, and not every two seconds.
+    Until it looks, a worker waits with its next report, and a finished run goes on.
+
     End: the actor that removes placement groups after a controller has died is left out. Its stop
     takes 0.8 s. Here the driver ends with its controller, and Ray removes them then.
     """
@@ -119,8 +125,14 @@ def faster_trainer(trainer: type[Any]) -> type[Any]:
             if get_env_vars_to_propagate():
                 # Only a runtime environment passes on the user's Ray Train variables.
                 return super()._initialize_and_run_controller(**controller_init_kwargs)
+
+            class FasterController(TrainController):
+                def __init__(self, **arguments: Any) -> None:
+                    super().__init__(**arguments)
+                    self._health_check_interval_s = POLL_S
+
             here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-            actor = ray.remote(num_cpus=0, label_selector=here)(TrainController)
+            actor = ray.remote(num_cpus=0, label_selector=here)(FasterController)
             controller: Any = actor.remote(**controller_init_kwargs)
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())

@@ -7,8 +7,10 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.artifacts.storage import Storage
@@ -16,6 +18,9 @@ from pipeline.errors import ResourcesMissing
 
 FREE_TIMEOUT_S = 8
 """Time for others to release resources: those of a stage that ended are free a moment later."""
+
+PING_TIMEOUT_S = 3
+"""Time for a node to run a task that does nothing."""
 
 
 def require(*, cpus: int = 0, gpus: int = 0) -> None:
@@ -39,6 +44,57 @@ def require(*, cpus: int = 0, gpus: int = 0) -> None:
                     "workers."
                 )
             time.sleep(0.1)
+
+
+def wait_for_workers(most: int, fewest: int, *, cpus: int, gpus: int, timeout_s: float) -> int:
+    """Return how many workers of these CPUs and GPUs the cluster holds, at most `most`.
+
+    Wait for nodes that replace lost ones. Raise ResourcesMissing if after the time there is no room
+    for the fewest.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (room := _room(cpus, gpus)) < most and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if room < fewest:
+        raise ResourcesMissing(
+            f"The cluster lost nodes, and has room for {room} of {most} workers after waiting "
+            f"{timeout_s:.0f} s. Run the same command again when nodes are back, to continue from "
+            "the last checkpoint, or allow fewer with --train.min-workers."
+        )
+    return min(room, most)
+
+
+def _room(cpus: int, gpus: int) -> int:
+    """Return the number of workers of these CPUs and GPUs that the nodes hold that answer."""
+    wanted = {unit: n for unit, n in (("CPU", cpus), ("GPU", gpus)) if n}
+    free = ray.available_resources()
+    on_nodes = sum(
+        min(_count(node["Resources"], unit) // n for unit, n in wanted.items())
+        for node in _answering_nodes()
+    )
+    return min(on_nodes, *(_count(free, unit) // n for unit, n in wanted.items()))
+
+
+def _answering_nodes() -> list[dict[str, Any]]:
+    """Return the nodes that answer at once; Ray takes a while to notice that one is gone."""
+    ping = ray.remote(num_cpus=0, max_retries=0)(lambda: None)
+    nodes = {
+        ping.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(): node
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    answers, _ = ray.wait(list(nodes), num_returns=len(nodes), timeout=PING_TIMEOUT_S)
+    return [nodes[answer] for answer in answers if not _failed(answer)]
+
+
+def _failed(answer: ray.ObjectRef[None]) -> bool:
+    try:
+        ray.get(answer)
+    except RayError:
+        return True
+    return False
 
 
 def require_memory(memory: int, advice: str) -> None:

@@ -18,7 +18,7 @@ class Mlp(nn.Module):
 
     def __init__(self, image: ImageSpec, hidden_sizes: Sequence[int], *, seed: int = 0) -> None:
         super().__init__()
-        sizes = [image.num_pixels, *hidden_sizes, image.num_classes]
+        self.sizes = sizes = (image.num_pixels, *hidden_sizes, image.num_classes)
         self.layers = nn.ModuleList(
             nn.Linear(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True)
         )

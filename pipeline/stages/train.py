@@ -25,6 +25,7 @@ from pipeline.errors import ResourcesMissing, StorageError
 from pipeline.recipes import Training
 from pipeline.training import ray_trainer
 from pipeline.training.gpus import find_unusable_gpus
+from pipeline.training.requirements import require_possible
 from pipeline.training.run_state import TrainJob, read_metrics, reset_run, run_name
 
 POLL_S = 0.5
@@ -45,6 +46,7 @@ def train(settings: Train) -> RunManifest:
         return existing
     with connection.connected():
         device = _device(training)
+        require_possible(training, device)
         run = run_name(dataset, training, device)
         folder = f"runs/{run}"
         job = TrainJob(storage, dataset, training, folder, device)
@@ -63,6 +65,7 @@ def train(settings: Train) -> RunManifest:
                 training=training.model_dump(mode="json"),
                 device=device,
                 metrics=tuple(result["metrics"]),
+                history=tuple(result["history"]),
                 checkpoint=result["checkpoint"]["path"],
                 files=(
                     replacement.write("config.json", config.encode()),

@@ -8,6 +8,7 @@ as fast, and a batch still has many fields.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +35,25 @@ SMOOTH = 4 / 28
 """Standard deviation of the Gaussian that smooths them, as a fraction of the image's side."""
 
 
+class Noise(NamedTuple):
+    """The random numbers of a batch's displacement fields, at strength 1."""
+
+    affine: Tensor
+    """Uniform in -1..1, float32 (fields, 6): angle, scales of x and y, shear, shifts."""
+    elastic: Tensor
+    """Normal, float32 (fields, 2, height, width)."""
+
+
 class Augment:
     """Augments the rows of a batch, the same on any number of workers.
 
-    Random numbers follow from the seed and the epoch, and are drawn for whole global batches.
+    Random numbers follow from the seed and the step, and are drawn for whole global batches.
     """
 
-    def __init__(self, height: int, width: int, strength: float, device: torch.device) -> None:
-        self._strength = strength
+    def __init__(
+        self, height: int, width: int, strength: float, seed: int, device: torch.device
+    ) -> None:
+        self._strength, self._seed = strength, seed
         self._random = torch.Generator(device)
         self._shape = height, width
         self._grid = torch.stack(
@@ -49,55 +61,56 @@ class Augment:
         )
         self._smooth = _gaussian(height, device), _gaussian(width, device)
 
-    def start_epoch(self, seed: int, epoch: int) -> None:
-        self._random.manual_seed(stream_seed(seed, epoch, AUGMENT))
+    def fields(self, batch_size: int) -> int:
+        """Return the number of displacement fields of a global batch."""
+        return -(-batch_size // IMAGES_PER_FIELD)
 
-    def __call__(self, images: Tensor, rank_slice: RankSlice) -> Tensor:
-        """Return a rank's rows of a batch, augmented: raw pixels, float32 (rows, height * width).
+    def draw(self, step: int, batch_size: int) -> Noise:
+        """Return the noise of a global batch; `step` counts from the start of training."""
+        self._random.manual_seed(stream_seed(self._seed, step, AUGMENT))
+        fields, device = self.fields(batch_size), self._grid.device
+        # The order of the draws decides the bits: a change changes every augmented run.
+        affine = torch.rand(fields, 6, generator=self._random, device=device) * 2 - 1
+        shape = (fields, 2, *self._shape)
+        return Noise(affine, torch.randn(shape, generator=self._random, device=device))
 
-        `images` are uint8 of the same shape. Every worker must call this once per batch of an
-        epoch, even with no rows.
+    def __call__(self, images: Tensor, rank_slice: RankSlice, noise: Noise) -> Tensor:
+        """Return a rank's rows of a batch, augmented: raw pixels, float32 in the images' shape.
+
+        `images` are uint8 (rows, height, width) or (rows, height * width).
         """
-        fields = self._fields(-(-rank_slice.total // IMAGES_PER_FIELD))
         # The rank's rows may begin and end inside a field's images: pad them to whole fields.
         first, lead = divmod(rank_slice.start, IMAGES_PER_FIELD)
         num_fields = max(1, -(-(lead + rank_slice.rows) // IMAGES_PER_FIELD))
         trail = num_fields * IMAGES_PER_FIELD - lead - rank_slice.rows
-        padded = F.pad(images.float(), (0, 0, lead, trail))
+        padded = F.pad(images.flatten(1).float(), (0, 0, lead, trail))
+        fields = slice(first, first + num_fields)
         augmented = F.grid_sample(
             padded.view(num_fields, IMAGES_PER_FIELD, *self._shape),
-            fields[first : first + num_fields],
+            self._fields(Noise(noise.affine[fields], noise.elastic[fields])),
             align_corners=False,
         )
-        rows: Tensor = augmented.view(-1, images.shape[1])
+        rows = augmented.view(-1, *images.shape[1:])
         return rows[lead : lead + rank_slice.rows]
 
-    def _fields(self, count: int) -> Tensor:
-        """Draw fields, float32 (count, height, width, 2): the source x and y of each pixel.
+    def _fields(self, noise: Noise) -> Tensor:
+        """Return fields, float32 (fields, height, width, 2): the source x and y of each pixel.
 
         Coordinates are from -1 to 1, as `grid_sample` takes them.
         """
-        height, width = self._shape
-        # The order of the draws decides the bits: a change changes every augmented run.
-        angle = self._uniform(count) * ROTATION
-        scale_x, scale_y = 1 + self._uniform(count) * SCALE, 1 + self._uniform(count) * SCALE
-        shear = self._uniform(count) * SHEAR
+        count, (height, width) = len(noise.affine), self._shape
+        angle, scale_x, scale_y, shear, *_ = (noise.affine * self._strength).unbind(1)
+        angle, shear = angle * ROTATION, shear * SHEAR
+        scale_x, scale_y = 1 + scale_x * SCALE, 1 + scale_y * SCALE
         cos, sin = angle.cos(), angle.sin()
         x = torch.stack([scale_x * cos, shear * cos - scale_y * sin], -1)
         y = torch.stack([scale_x * sin, shear * sin + scale_y * cos], -1)
         matrix = torch.stack([x, y], -2)
-        shift = self._uniform(count, 1, 1, 2) * 2 * SHIFT
-        noise = torch.randn(
-            count, 2, height, width, generator=self._random, device=self._grid.device
-        )
+        shift = noise.affine[:, 4:].view(count, 1, 1, 2) * (2 * SHIFT * self._strength)
         rows, columns = self._smooth
-        elastic = (rows @ noise @ columns.T).permute(0, 2, 3, 1) * (2 * ELASTIC * self._strength)
+        elastic = (rows @ noise.elastic @ columns.T).permute(0, 2, 3, 1)
         affine = (self._grid.view(1, -1, 2) @ matrix.mT).view(count, height, width, 2)
-        return affine + shift + elastic
-
-    def _uniform(self, *shape: int) -> Tensor:
-        values = torch.rand(shape, generator=self._random, device=self._grid.device)
-        return (2 * values - 1) * self._strength
+        return affine + shift + elastic * (2 * ELASTIC * self._strength)
 
 
 def _centers(pixels: int, device: torch.device) -> Tensor:

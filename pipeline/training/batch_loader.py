@@ -29,8 +29,8 @@ GROUP_ROWS = 8192
 """Rows gathered at once for several batches: one index_select for each batch would be slower."""
 
 
-SHUFFLE, AUGMENT = 0, 1
-"""The uses of random numbers in an epoch."""
+SHUFFLE, AUGMENT, MODEL = 0, 1, 2
+"""The uses of random numbers. Each rank has one of its own for its model: MODEL + rank."""
 
 
 class Window(NamedTuple):
@@ -113,7 +113,7 @@ class BatchLoader:
         self._whole = self._whole._replace(images=pixels[:end].view(len(images), len(kept)))
         return kept.cpu()
 
-    def epoch(self, number: int = 0) -> Iterator[BatchGroup]:
+    def epoch(self, number: int = 0, first_step: int = 0) -> Iterator[BatchGroup]:
         """Yield all rows once, in groups of batches.
 
         The rows of a window that do not fill a batch begin the first batch of the next window.
@@ -123,10 +123,11 @@ class BatchLoader:
             random = torch.Generator().manual_seed(stream_seed(self._seed, number, SHUFFLE))
         group_rows = max(1, GROUP_ROWS // self._batch_size) * self._batch_size
         rest: Window | None = None
+        skip = first_step * self._batch_size
         for window in self._windows(random):
             num_rows = len(window.labels)
             order = None if random is None else torch.randperm(num_rows, generator=random)
-            start = 0
+            start = skip if self._whole else 0
             if rest:
                 start = min(num_rows, self._batch_size - len(rest.labels))
                 rest = _concatenate(rest, self._take(window, order, 0, start))
@@ -205,12 +206,12 @@ class BatchLoader:
         return Window(images, torch.from_numpy(rows.labels).to(self._device, torch.int64))
 
 
-def stream_seed(seed: int, epoch: int, stream: int) -> int:
-    """Return the seed of an epoch's random numbers for one use, SHUFFLE or AUGMENT.
+def stream_seed(seed: int, number: int, use: int) -> int:
+    """Return the seed of the random numbers of an epoch or a step for one use.
 
     The numbers of each are independent of all others.
     """
-    return int(np.random.SeedSequence((seed, epoch, stream)).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, number, use)).generate_state(1)[0])
 
 
 def _concatenate(first: Window, second: Window) -> Window:

@@ -1,11 +1,8 @@
-"""Run the training workers with Ray Train: start them again if one fails, and raise clear errors.
-
-Ray Train places the workers and connects them; each calls `loop.train_worker`. Its checkpoints and
-datasets are not used: `checkpoints` and `batch_loader` take their place.
-"""
+"""Run the training function with Ray Train, again if workers die, and raise clear errors."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -16,81 +13,84 @@ from ray.train import (
     LoggingConfig,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
     WorkerGroupError,
 )
 
-from pipeline.cluster import ray_hooks
+from pipeline.cluster import ray_hooks, resources
 from pipeline.errors import StorageError, TrainingFailed, UserError
-from pipeline.training.run_state import TrainJob
+from pipeline.training.run_state import RAY_FILES, TrainJob, newest_checkpoint
 
 MAX_RESTARTS = 3
-"""How many times failed workers are started again; they continue from the last checkpoint."""
+"""How many times in a row failed workers are started again without a checkpoint in between."""
+
+NODE_TIMEOUT_S = 20
+"""Time for another node to take the place of one that was lost."""
 
 
 def fit(job: TrainJob) -> dict[str, Any]:
     """Train `job` to the end and return the result of rank 0.
 
-    Raise the UserError of a worker, and TrainingFailed if the loss diverged or workers died too
-    often.
+    Workers that fail are started again, on fewer nodes if the settings allow it, and continue from
+    the last checkpoint. Raise the UserError of a worker, TrainingFailed if workers fail too often,
+    and ResourcesMissing if nodes were lost and not replaced.
     """
-    restarts = 0
+    training = job.training
+    num_workers, restarts = training.num_workers, 0
+    checkpoint = newest_checkpoint(job)
     while True:
         try:
-            result = run_workers(job)
-            break
-        except WorkerGroupError as error:
-            causes = list(error.worker_failures.values())
-            for cause in causes:
-                if isinstance(cause, UserError):
-                    # Another attempt would fail in the same way.
-                    raise cause from None
-            if restarts == MAX_RESTARTS:
-                if any(_is_death(cause) for cause in causes):
-                    raise TrainingFailed(
-                        f"Workers died {MAX_RESTARTS + 1} times: they were killed, or ran out of "
-                        "memory. Run the same command again to continue from the last checkpoint."
-                    ) from None
-                raise
-            restarts += 1
-        except ControllerError as error:
-            raise TrainingFailed(f"Ray Train gave up: {error.controller_failure}.") from None
-    if "diverged" in result:
-        epoch, step = result["diverged"]
-        raise TrainingFailed(
-            f"The loss stopped being a finite number in epoch {epoch}, step {step}. Try a smaller "
-            f"--train.learning-rate than {job.training.learning_rate}, or a larger "
-            f"--train.batch-size than {job.training.batch_size}."
+            return run_workers(job, num_workers)
+        except TrainingFailedError as error:
+            causes = list(_require_restartable(error))
+        newest = newest_checkpoint(job)
+        restarts = 1 if newest != checkpoint else restarts + 1
+        checkpoint = newest
+        if restarts > MAX_RESTARTS:
+            raise TrainingFailed(
+                f"Workers failed {restarts} times since the last checkpoint: {_describe(causes[0])}"
+                ". Run the same command again to continue from there."
+            ) from None
+        num_workers = resources.wait_for_workers(
+            training.num_workers,
+            training.min_workers or training.num_workers,
+            cpus=training.cpus_per_worker,
+            gpus=int(job.device == "cuda"),
+            timeout_s=NODE_TIMEOUT_S,
         )
-    return result
+        logging.getLogger(__name__).warning(
+            "Workers failed (%s); %d of them continue from the last checkpoint.",
+            _describe(causes[0]),
+            num_workers,
+        )
 
 
-def run_workers(job: TrainJob) -> dict[str, Any]:
+def run_workers(job: TrainJob, num_workers: int) -> dict[str, Any]:
     """Run one attempt of all workers and return the result of rank 0.
 
-    Raise WorkerGroupError if a worker fails.
+    Raise TrainingFailedError if a worker fails.
     """
     # torch takes seconds to import, so only a run that trains imports it.
     from ray.train.torch import TorchTrainer
 
     from pipeline.training.process_group import OwnAddressConfig
 
-    cuda = job.device == "cuda"
-    # Ray Train writes its own index there. A crash can leave it damaged, and nothing reads it.
-    attempt = f"{job.folder}/.attempt"
-    job.storage.delete_folder(attempt)
+    training, use_gpu = job.training, job.device == "cuda"
+    _delete_ray_files(job)
+    runs, _, run = job.folder.rpartition("/")
     trainer = ray_hooks.faster_trainer(TorchTrainer)(
         work,
         train_loop_config={"job": job},
-        torch_config=OwnAddressConfig(backend="nccl" if cuda else "gloo"),
+        torch_config=OwnAddressConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=job.training.num_workers,
-            use_gpu=cuda,
-            resources_per_worker={"CPU": job.training.cpus_per_worker, "GPU": int(cuda)},
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": training.cpus_per_worker, "GPU": int(use_gpu)},
         ),
         run_config=RunConfig(  # type: ignore[call-arg]
-            name=".attempt",
-            storage_path=job.storage.uri(job.folder),
-            # `fit` restarts workers itself, because it must not retry a user's errors.
+            name=run,
+            storage_path=job.storage.uri(runs),
+            # `fit` starts workers again itself, because it must not repeat a user's errors.
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=0, controller_failure_limit=MAX_RESTARTS
             ),
@@ -102,21 +102,49 @@ def run_workers(job: TrainJob) -> dict[str, Any]:
         return result
     finally:
         with suppress(StorageError):
-            job.storage.delete_folder(attempt)
+            _delete_ray_files(job)
 
 
 def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train one rank; Ray Train calls this in each worker once torch.distributed is set up."""
-    import torch
-    from ray.train.torch import get_device
+    # The driver need not import what only workers use.
+    from pipeline.training.loop import train_loop
 
-    from pipeline.training.loop import train_worker
+    return train_loop(config)
 
-    if config["job"].device == "cuda":
-        torch.cuda.set_device(get_device())
-    return train_worker(config)
+
+def _delete_ray_files(job: TrainJob) -> None:
+    """Delete Ray Train's own record of the run: a crash can damage it, and nothing reads it."""
+    for name in RAY_FILES:
+        job.storage.delete(f"{job.folder}/{name}")
+
+
+def _require_restartable(error: TrainingFailedError) -> list[BaseException]:
+    """Return why workers failed, deaths first, if another attempt may succeed.
+
+    Otherwise raise the error: that of a user, or a bug.
+    """
+    if isinstance(error, ControllerError):
+        failure = error.controller_failure
+        raise TrainingFailed(f"Ray Train gave up: {_describe(failure)}.") from None
+    causes: list[BaseException] = [error]
+    if isinstance(error, WorkerGroupError):
+        causes = sorted(error.worker_failures.values(), key=lambda cause: not _is_death(cause))
+    for cause in causes:
+        if isinstance(cause, UserError):
+            raise cause from None
+    # If a worker dies, torch.distributed raises RuntimeError in the others.
+    if not any(_is_death(cause) or isinstance(cause, RuntimeError) for cause in causes):
+        raise error
+    return causes
 
 
 def _is_death(cause: BaseException) -> bool:
     """Return whether a worker failed because its process died."""
     return isinstance(getattr(cause, "health_check_failure", cause), RayActorError)
+
+
+def _describe(cause: BaseException) -> str:
+    if _is_death(cause):
+        return "they were killed, their node was lost, or they ran out of memory"
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0].rstrip('.')}"

@@ -11,17 +11,29 @@ from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.recipes import Training
 
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 """Part of every run's name: raise it if the code trains other weights from the same settings. Such
 changes are another order of images, other random numbers, or another rule of an optimizer. What
 only rounds sums differently is none."""
 
-NEUTRAL = {"memory_mib", "checkpoint_every", "num_workers", "cpus_per_worker", "device"}
+NEUTRAL = {
+    "memory_mib",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+    "num_workers",
+    "min_workers",
+    "cpus_per_worker",
+    "device",
+    "step",
+}
 """Settings that are left out of the name, because the weights do not depend on them except by the
 rounding of sums. So a run may be resumed with others. The name has the device that was used, and
 the size of a window of a split that memory does not hold."""
 
 CHECKPOINTS = "checkpoints.json"
+
+RAY_FILES = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
+"""What Ray Train writes into the folder of a run."""
 
 METRICS = "metrics.jsonl"
 
@@ -59,6 +71,13 @@ def reset_run(storage: Storage, folder: str) -> None:
     """
     storage.delete(f"{folder}/{CHECKPOINTS}")
     storage.delete(f"{folder}/{METRICS}")
+
+
+def newest_checkpoint(job: TrainJob) -> bytes:
+    """Return what tells one newest checkpoint of a run from another; nothing if there is none."""
+    with suppress(FileNotFoundError):
+        return job.storage.read(f"{job.folder}/{CHECKPOINTS}")
+    return b""
 
 
 def write_metrics(storage: Storage, folder: str, metrics: list[dict[str, float]]) -> None:

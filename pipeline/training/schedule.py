@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 
 def constant(step: int, *, steps: int, peak: float) -> float:
@@ -27,6 +29,10 @@ SCHEDULES = {"constant": constant, "one-cycle": one_cycle}
 """Schedules by name. To add one: add it here, and its name to `Training.schedule`."""
 
 
-def learning_rate(step: int, *, steps: int, peak: float, schedule: str) -> float:
-    """Return the learning rate of step number `step`, from 0, of `steps` in all."""
-    return SCHEDULES[schedule](step, steps=steps, peak=peak)
+Rate = Callable[[int], float]
+"""The learning rate of a step, counted from the start of training."""
+
+
+def learning_rate(schedule: str, *, steps: int, peak: float) -> Rate:
+    """Return the learning rate of each of `steps` steps by the schedule of this name."""
+    return partial(SCHEDULES[schedule], steps=steps, peak=peak)

@@ -88,9 +88,9 @@ def _write_augmented(
     random = np.random.default_rng(seed + start)
     indices = random.integers(0, len(originals), rows)
     chosen = torch.from_numpy(originals[indices].reshape(rows, PIXELS))
-    augment = Augment(28, 28, 1.0, torch.device("cpu"))
-    augment.start_epoch(1, seed + start)
-    pixels = augment(chosen, RankSlice(0, rows, rows)).clamp(0, 255).to(torch.uint8).numpy()
+    augment = Augment(28, 28, 1.0, 1, torch.device("cpu"))
+    noise = augment.draw(seed + start, rows)
+    pixels = augment(chosen, RankSlice(0, rows, rows), noise).clamp(0, 255).to(torch.uint8).numpy()
     with images.open("r+b") as file:
         file.seek(HEADER + start * PIXELS)
         file.write(pixels.tobytes())

@@ -25,24 +25,24 @@ GOAL = 0.9755
 
 def timed_work(config: dict[str, Any]) -> dict[str, Any]:
     """Call `work`; also return when groups of steps began and ended, and when epochs ended."""
-    from pipeline.training.loop import Worker
+    from pipeline.training.kernels.mlp_step import MlpStep
+    from pipeline.training.recorder import Recorder
 
     steps, epochs = list[float](), list[float]()
-    train_on, run_epoch = Worker._train_on, Worker.run_epoch
+    train, end_epoch = MlpStep.train, Recorder.end_epoch
 
-    def timed_train_on(worker: Worker, *arguments: Any) -> Any:
+    def timed_train(step: MlpStep, *arguments: Any) -> Any:
         steps.append(time.time())
-        logits = train_on(worker, *arguments)
+        result = train(step, *arguments)
         steps.append(time.time())
-        return logits
+        return result
 
-    def timed_epoch(worker: Worker) -> dict[str, float]:
-        metrics = run_epoch(worker)
+    def timed_end(recorder: Recorder, metrics: dict[str, float]) -> None:
         epochs.append(time.time())
-        return metrics
+        end_epoch(recorder, metrics)
 
-    Worker._train_on = timed_train_on  # type: ignore[assignment,method-assign]
-    Worker.run_epoch = timed_epoch  # type: ignore[assignment,method-assign]
+    MlpStep.train = timed_train  # type: ignore[assignment,method-assign]
+    Recorder.end_epoch = timed_end  # type: ignore[assignment,method-assign]
     return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 
 
@@ -50,9 +50,9 @@ def main(root: str, ref: str) -> None:
     times = dict[str, Any]()
     run_workers = ray_trainer.run_workers
 
-    def timed_run(job: TrainJob) -> dict[str, Any]:
+    def timed_run(job: TrainJob, num_workers: int) -> dict[str, Any]:
         times["fit"] = time.time()
-        times.update(run_workers(job))
+        times.update(run_workers(job, num_workers))
         times["end"] = time.time()
         return times
 

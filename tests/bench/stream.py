@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from pipeline.artifacts.commit import commit, load, write_file
 from pipeline.artifacts.manifests import DatasetManifest, FileEntry
@@ -25,8 +24,9 @@ from pipeline.data.shards import LabeledImages
 from pipeline.recipes import RECIPES
 from pipeline.training.augment import Augment
 from pipeline.training.batch_loader import RankSlice
-from pipeline.training.loop import Worker
+from pipeline.training.loop import train_loop
 from pipeline.training.run_state import TrainJob
+from tests.support.ranks import on_one_rank
 
 ROWS_PER_SHARD = 10_000
 
@@ -39,13 +39,13 @@ def make(storage: Storage, ref: str, rows: int) -> DatasetManifest:
     folder = f"datasets/{dataset.ref}"
 
     def files() -> Iterator[FileEntry]:
-        augment = Augment(*digits.image.shape, 1.0, torch.device("cpu"))
+        augment = Augment(*digits.image.shape, 1.0, 0, torch.device("cpu"))
         whole_batch = RankSlice(0, ROWS_PER_SHARD, ROWS_PER_SHARD)
         for number in range(rows // ROWS_PER_SHARD):
-            augment.start_epoch(0, number)
             picked = np.random.default_rng(number).integers(0, len(split.labels), ROWS_PER_SHARD)
-            pixels = torch.from_numpy(split.images[picked]).flatten(1)
-            images = augment(pixels, whole_batch).round().byte().numpy()
+            pixels = torch.from_numpy(split.images[picked])
+            noise = augment.draw(number, ROWS_PER_SHARD)
+            images = augment(pixels, whole_batch, noise).round().byte().numpy()
             ids = np.arange(ROWS_PER_SHARD) + number * ROWS_PER_SHARD
             data = shards.encode(LabeledImages(ids, images, split.labels[picked]), digits.image)
             path = f"train/{number:05}.parquet"
@@ -66,18 +66,15 @@ def peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-@torch.inference_mode()
 def main(root: str, ref: str, memory_mib: int) -> None:
-    torch.set_num_threads(1)
-    group = tempfile.mkdtemp()
-    dist.init_process_group("gloo", init_method=f"file://{group}/group", rank=0, world_size=1)
     before = peak_mib()
     storage = Storage(root)
     dataset = load(storage, f"datasets/{ref}", DatasetManifest)
-    training = RECIPES["fast"].model_copy(update={"memory_mib": memory_mib})
-    worker = Worker(TrainJob(storage, dataset, training, "runs/none", "cpu"))
-    rate = worker.run_epoch()["images_per_s"]
-    print(json.dumps({"rate": rate, "peak_mib": peak_mib() - before}))
+    training = RECIPES["fast"].model_copy(update={"memory_mib": memory_mib, "epochs": 1})
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        job = TrainJob(storage, dataset, training, Path(folder).name, "cpu")
+        (line,) = on_one_rank(train_loop, {"job": job})["metrics"]
+    print(json.dumps({"rate": line["images_per_s"], "peak_mib": peak_mib() - before}))
 
 
 if __name__ == "__main__":

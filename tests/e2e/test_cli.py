@@ -103,7 +103,7 @@ def test_an_interrupted_run_leaves_no_process_and_resumes_bit_identically(
     kind: signal.Signals,
 ) -> None:
     shutil.copytree(Path(artifacts.root, "datasets"), tmp_path / "interrupted" / "datasets")
-    settings = {"epochs": 60, "batch_size": 5, "checkpoint_every": 1}
+    settings = {"epochs": 60, "batch_size": 5, "checkpoint_steps": 1}
     flags = [f"--train.{name.replace('_', '-')}={value}" for name, value in settings.items()]
     root = tmp_path / "interrupted"
     command = pipeline("train", "fast", "--root", root, "--dataset", artifacts.dataset.ref, *flags)

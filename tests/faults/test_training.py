@@ -19,13 +19,13 @@ from pipeline.artifacts.storage import Storage
 from pipeline.config import Train
 from pipeline.recipes import RECIPES
 from pipeline.stages.train import train
-from pipeline.training.loop import train_worker
+from pipeline.training.loop import train_loop
 from pipeline.training.run_state import TrainJob
 from tests.conftest import TRAINING, Artifacts
 from tests.support.processes import Command, pipeline, wait_for
 from tests.support.ranks import on_ranks
 
-LONG = {"epochs": 80, "batch_size": 5, "checkpoint_every": 1, "deform": 0.1}
+LONG = {"epochs": 80, "batch_size": 5, "checkpoint_steps": 1, "deform": 0.1}
 """Settings of a run long enough to be killed in mid-epoch, after its first checkpoint."""
 
 
@@ -156,7 +156,7 @@ def test_a_run_resumes_after_a_full_disk_at_a_checkpoint(
 ) -> None:
     disk, result = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("result")
     # A checkpoint is 1.2 MB: two fit, and a third does not.
-    settings = {"hidden_sizes": 800, "epochs": 6, "checkpoint_every": 1}
+    settings = {"hidden_sizes": 800, "epochs": 6, "checkpoint_steps": 1}
     run = command(disk, artifacts, settings)
     env = {"ROOT": str(disk), "DATASETS": str(root / "datasets"), "RESULT": str(result)}
     completed = Command(*UNSHARE, "sh", "-c", DISK_FULL, "sh", *run.args, env=env).run()
@@ -218,7 +218,7 @@ def copy_uncommitted_run(root: Path, artifacts: Artifacts) -> Path:
 def epochs_kept(root: Path, folder: Path, artifacts: Artifacts) -> int:
     """Resume the run in a worker without Ray, to the same bits; return how many epochs it kept."""
     job = TrainJob(Storage(str(root)), artifacts.dataset, TRAINING, f"runs/{folder.name}", "cpu")
-    (result,) = on_ranks(1, train_worker, {"job": job})
+    (result,) = on_ranks(1, train_loop, {"job": job})
     assert [line["epoch"] for line in result["metrics"]] == [1, 2, 3, 4]
     sha256 = artifacts.run.file(artifacts.run.checkpoint).sha256
     assert result["checkpoint"]["sha256"] == sha256

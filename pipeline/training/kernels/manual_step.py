@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from pipeline.contract import PIXEL_MAX
-from pipeline.models.mlp import Mlp
 
 ALIGNED_FLOATS = 16
 """Rows of a buffer begin at a multiple of this: a cache line of 64 bytes."""
@@ -36,33 +35,6 @@ class Layer(NamedTuple):
     """The same, transposed: (units, inputs + 1)."""
     weight_t: Tensor
     """The weight alone, transposed: (units, inputs)."""
-
-
-def flatten(model: Mlp) -> Tensor:
-    """Move all parameters of a model into one float32 vector; the model's become views of it.
-
-    One all-reduce and one optimizer step then serve them all. The vector holds a weight as (inputs,
-    units), which the products of a step read faster than torch's (units, inputs).
-    """
-    vector = torch.cat([p.detach().t().flatten() for p in model.parameters()])
-    sizes = [p.numel() for p in model.parameters()]
-    for p, values in zip(model.parameters(), vector.split(sizes), strict=True):
-        p.data = values.view(p.shape[::-1]).t()
-    return vector
-
-
-def positions(sizes: Sequence[int], pixels: Tensor) -> Tensor:
-    """Return the positions of all parameters in the vector of `flatten`, but for pixels left out.
-
-    `sizes` are pixels, units of each hidden layer, classes; `pixels` are the indices kept. Both the
-    argument and the result are int64.
-    """
-    units = sizes[1]
-    bias_row = torch.tensor([sizes[0]])
-    rows = torch.cat([pixels, bias_row])
-    first_layer = rows[:, None] * units + torch.arange(units)
-    num_parameters = sum((n + 1) * m for n, m in zip(sizes[:-1], sizes[1:], strict=True))
-    return torch.cat([first_layer.flatten(), torch.arange((sizes[0] + 1) * units, num_parameters)])
 
 
 class ManualStep:
@@ -115,7 +87,7 @@ class ManualStep:
         torch.addmm(logits, last.whole_t, below.whole_t, beta=0, alpha=alpha, out=logits)
 
     def _views(self, vector: Tensor) -> list[Layer]:
-        """Return the layers of a vector in the layout of `flatten`."""
+        """Return the layers of a vector in the layout of `vectors.flatten`."""
         shapes = [(n + 1, m) for n, m in zip(self._sizes[:-1], self._sizes[1:], strict=True)]
         flat_layers = vector.split([n * m for n, m in shapes])
         wholes = [flat.view(shape) for flat, shape in zip(flat_layers, shapes, strict=True)]

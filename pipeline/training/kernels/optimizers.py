@@ -19,21 +19,24 @@ class Optimizer(Protocol):
     def step(self, rate: float) -> None:
         """Update the parameters with this learning rate."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the state for a checkpoint: tensors with one number per parameter.
+    steps: Tensor
+    """Number of steps so far, float32 (): it decides AdamW's correction of bias."""
 
-        To continue from a checkpoint, copy into them.
+    def state(self) -> dict[str, Tensor]:
+        """Return the state for a checkpoint, by the names of torch's optimizer.
+
+        The tensors have one number per parameter. To continue from a checkpoint, copy into them
+        and into `steps`.
         """
 
 
 class Sgd:
     """Plain stochastic gradient descent, without momentum or weight decay."""
 
-    def __init__(
-        self, parameters: Tensor, gradient: Tensor, *, weight_decay: float = 0.0, steps: int = 0
-    ) -> None:
+    def __init__(self, parameters: Tensor, gradient: Tensor, *, weight_decay: float = 0.0) -> None:
         assert not weight_decay
         self._parameters, self._gradient = parameters, gradient
+        self.steps = torch.zeros(())
 
     def step(self, rate: float) -> None:
         self._parameters.add_(self._gradient, alpha=-rate)
@@ -49,13 +52,10 @@ class AdamW:
     arithmetic on a vector of this size.
     """
 
-    def __init__(
-        self, parameters: Tensor, gradient: Tensor, *, weight_decay: float = 0.0, steps: int = 0
-    ) -> None:
-        """Continue after `steps` steps, which decide the bias correction."""
+    def __init__(self, parameters: Tensor, gradient: Tensor, *, weight_decay: float = 0.0) -> None:
         self._parameters, self._gradient = parameters, gradient
         self._mean, self._square = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        self._steps = torch.tensor(float(steps), device=gradient.device)
+        self.steps = torch.zeros(())
         self._weight_decay = weight_decay
 
     def step(self, rate: float) -> None:
@@ -65,7 +65,7 @@ class AdamW:
             [self._mean],
             [self._square],
             [],
-            [self._steps],
+            [self.steps],
             fused=True,
             amsgrad=False,
             beta1=0.9,
@@ -77,7 +77,7 @@ class AdamW:
         )
 
     def state(self) -> dict[str, Tensor]:
-        return {"mean": self._mean, "square": self._square}
+        return {"exp_avg": self._mean, "exp_avg_sq": self._square}
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": Sgd, "adamw": AdamW}

@@ -17,19 +17,15 @@ def blobs(count: int) -> Tensor:
     return image.to(torch.uint8).expand(count, -1, -1)
 
 
-def augmented(
-    *, strength: float = 1.0, seed: int = 0, epoch: int = 0, workers: int = 1, batches: int = 1
-) -> Tensor:
-    """Augment some batches, and return the last of them, joined from all workers."""
+def augmented(*, strength: float = 1.0, seed: int = 0, step: int = 0, workers: int = 1) -> Tensor:
+    """Augment a batch, and return it joined from all workers."""
     slices = []
     for rank in range(workers):
-        augment = Augment(HEIGHT, WIDTH, strength, CPU)
-        augment.start_epoch(seed, epoch)
+        augment = Augment(HEIGHT, WIDTH, strength, seed, CPU)
         start, stop = (BATCH * r // workers for r in (rank, rank + 1))
-        for _ in range(batches):
-            rows = augment(blobs(stop - start).flatten(1), RankSlice(start, stop - start, BATCH))
-        slices.append(rows)
-    return torch.cat(slices).view(BATCH, HEIGHT, WIDTH)
+        rank_slice = RankSlice(start, stop - start, BATCH)
+        slices.append(augment(blobs(stop - start), rank_slice, augment.draw(step, BATCH)))
+    return torch.cat(slices)
 
 
 def test_augmentation_moves_ink_and_keeps_the_range_of_pixels() -> None:
@@ -52,10 +48,10 @@ def test_neighbours_share_a_field_and_groups_of_them_differ() -> None:
     assert len({bytes(group[0].numpy()) for group in groups}) == len(groups)
 
 
-def test_every_batch_epoch_and_seed_has_its_own_fields() -> None:
+def test_every_step_and_seed_has_its_own_fields() -> None:
     first = augmented()
     torch.testing.assert_close(augmented(), first, rtol=0, atol=0)
-    for other in (augmented(batches=2), augmented(epoch=1), augmented(seed=1)):
+    for other in (augmented(step=1), augmented(seed=1)):
         assert not torch.allclose(other, first)
 
 

@@ -1,73 +1,120 @@
+"""The training function on several ranks, in the local mode of Ray Train."""
+
 from __future__ import annotations
 
-from typing import Any, get_args, get_type_hints
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.artifacts.manifests import DatasetManifest, FileEntry
+from pipeline.artifacts.storage import Storage
 from pipeline.data import shards
+from pipeline.errors import TrainingFailed
 from pipeline.models.mlp import Mlp
-from pipeline.recipes import RECIPES, Training
-from pipeline.training import loop
-from pipeline.training.kernels.optimizers import OPTIMIZERS
-from pipeline.training.loop import Diverged, Worker
+from pipeline.recipes import RECIPES
+from pipeline.training import batch_loader, checkpoints
+from pipeline.training.checkpoints import TrainState
+from pipeline.training.loop import train_loop
 from pipeline.training.run_state import TrainJob
-from pipeline.training.schedule import SCHEDULES, learning_rate
-from tests.conftest import TRAINING, Artifacts
+from tests.support.local_artifacts import write_dataset
 from tests.support.ranks import on_ranks
 
-TUTORIAL = RECIPES["tutorial"].model_copy(update={"batch_size": 47, "device": "cpu"})
-EPOCHS = 3
+FOLDER = "runs/x"
+
+TUTORIAL = RECIPES["tutorial"].model_copy(
+    update={"batch_size": 47, "device": "cpu", "epochs": 3, "hidden_sizes": (16,)}
+)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fast sgd": {},
+    "fast adamw": {"optimizer": "adamw", "shuffle": True, "deform": 0.5},
+    "textbook sgd": {"step": "textbook"},
+    "textbook adamw": {"step": "textbook", "optimizer": "adamw", "shuffle": True, "deform": 0.5},
+    "cnn": {"model": "cnn", "optimizer": "adamw", "learning_rate": 0.003},
+    # With dropout and batch normalization.
+    "own": {"model": "tests.support.own_network:noisy"},
+    "bf16": {"precision": "bf16", "optimizer": "adamw"},
+}
 
 
-def make_job(artifacts: Artifacts, training: Training) -> TrainJob:
-    return TrainJob(artifacts.storage, artifacts.dataset, training, "runs/none", "cpu")
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
 
 
-def epochs(job: TrainJob, count: int = EPOCHS) -> dict[str, Any]:
-    """Train some epochs; return the parameters, and the metrics of the last epoch."""
-    worker = Worker(job)
-    for _ in range(count):
-        metrics = worker.run_epoch()
-    return {"parameters": worker.parameters, "metrics": metrics}
+@pytest.fixture
+def dataset(storage: Storage) -> DatasetManifest:
+    return write_dataset(storage, rows_per_shard=50, train=500)
 
 
-def diverged(job: TrainJob) -> tuple[int, int]:
-    with pytest.raises(Diverged) as error:
-        epochs(job)
-    epoch, step = error.value.args
-    return epoch, step
+def train(
+    storage: Storage, dataset: DatasetManifest, world_size: int = 1, **settings: Any
+) -> tuple[TrainState, list[dict[str, float]]]:
+    """Train on so many ranks; return the last state and the metrics."""
+    training = TUTORIAL.model_copy(update=settings)
+    job = TrainJob(storage, dataset, training, FOLDER, "cpu")
+    results = on_ranks(world_size, train_keeping_checkpoints, job)
+    state = checkpoints.load_latest(storage, FOLDER, epochs=training.epochs)
+    assert state
+    return state, results[0]["metrics"]
+
+
+def train_keeping_checkpoints(job: TrainJob) -> dict[str, Any]:
+    """Train in groups of two batches, each of which may end with a checkpoint; keep them all."""
+    batch_loader.GROUP_ROWS = 100
+    checkpoints.MAX_CHECKPOINTS = 100
+    return train_loop({"job": job})
+
+
+def rewind(storage: Storage, number: int) -> FileEntry:
+    """Make the checkpoint of this number the newest, as if the run had been killed then."""
+    newest_first = checkpoints.listed(storage, FOLDER)
+    kept = newest_first[len(newest_first) - 1 - number :]
+    index = [{"path": e.path, "bytes": e.bytes, "sha256": e.sha256} for e in kept]
+    storage.write(f"{FOLDER}/checkpoints.json", json.dumps(index).encode())
+    return newest_first[0]
+
+
+@pytest.mark.parametrize("name", ["fast sgd", "fast adamw", "textbook adamw", "cnn"])
+def test_several_workers_compute_what_one_computes(
+    storage: Storage, dataset: DatasetManifest, name: str
+) -> None:
+    one, lines = train(storage, dataset, **SETTINGS[name])
+    storage.delete_folder(FOLDER)
+    several, other_lines = train(storage, dataset, 4, **SETTINGS[name])
+    torch.testing.assert_close(several.model, one.model, rtol=1e-4, atol=1e-5)
+    for line, other in zip(lines, other_lines, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-4)
+        assert other["val_accuracy"] == line["val_accuracy"]
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "memory_mib"), [("sgd", 1), ("adamw", 1), ("sgd", 0)], ids=str
+    ("settings", "world_size"), [({}, 1), ({"optimizer": "adamw", "deform": 0.5}, 2)]
 )
-def test_several_workers_compute_what_one_computes(
-    artifacts: Artifacts, optimizer: str, memory_mib: int
+def test_the_fast_step_computes_what_the_textbook_step_computes(
+    storage: Storage, dataset: DatasetManifest, settings: dict[str, Any], world_size: int
 ) -> None:
-    """Train in memory, and streamed if no memory is allowed."""
-    update = {"optimizer": optimizer, "memory_mib": memory_mib, "deform": 0.5}
-    job = make_job(artifacts, TUTORIAL.model_copy(update=update))
-    (alone,) = on_ranks(1, epochs, job)
-    for world_size in (2, 4):
-        ranks = on_ranks(world_size, epochs, job)
-        for rank in ranks:
-            torch.testing.assert_close(rank["parameters"], ranks[0]["parameters"], rtol=0, atol=0)
-        torch.testing.assert_close(
-            ranks[0]["parameters"], alone["parameters"], rtol=1e-4, atol=1e-5
-        )
-        assert ranks[0]["metrics"]["val_accuracy"] == alone["metrics"]["val_accuracy"]
-        assert ranks[0]["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5)
-    second = on_ranks(4, epochs, job)[0]
-    torch.testing.assert_close(second["parameters"], ranks[0]["parameters"], rtol=0, atol=0)
+    fast, lines = train(storage, dataset, world_size, step="fast", **settings)
+    storage.delete_folder(FOLDER)
+    textbook, other_lines = train(storage, dataset, world_size, step="textbook", **settings)
+    torch.testing.assert_close(fast.model, textbook.model, rtol=1e-4, atol=1e-5)
+    for line, other in zip(lines, other_lines, strict=True):
+        for measure in ("loss", "val_loss", "accuracy", "val_accuracy"):
+            assert line[measure] == pytest.approx(other[measure], rel=1e-4, abs=1e-6)
 
 
-def test_the_recipe_tutorial_is_plain_sgd_in_file_order(artifacts: Artifacts) -> None:
-    split = shards.read_split(artifacts.storage, artifacts.dataset, "train")
-    model = Mlp(artifacts.dataset.image, TUTORIAL.hidden_sizes, seed=TUTORIAL.seed)
+@pytest.mark.parametrize("step", ["textbook", "fast"])
+def test_the_recipe_tutorial_is_plain_sgd_in_file_order(
+    storage: Storage, dataset: DatasetManifest, step: str
+) -> None:
+    split = shards.read_split(storage, dataset, "train")
+    model = Mlp(dataset.image, TUTORIAL.hidden_sizes, seed=TUTORIAL.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=TUTORIAL.learning_rate)
-    for _ in range(EPOCHS):
+    for _ in range(TUTORIAL.epochs):
         for images, labels in zip(
             torch.from_numpy(split.images).split(TUTORIAL.batch_size),
             torch.from_numpy(split.labels).long().split(TUTORIAL.batch_size),
@@ -76,58 +123,75 @@ def test_the_recipe_tutorial_is_plain_sgd_in_file_order(artifacts: Artifacts) ->
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
-    expected = torch.cat([p.detach().t().flatten() for p in model.parameters()])
-    (trained,) = on_ranks(1, epochs, make_job(artifacts, TUTORIAL))
-    torch.testing.assert_close(trained["parameters"], expected)
+    state, _ = train(storage, dataset, step=step)
+    torch.testing.assert_close(state.model, dict(model.state_dict()))
 
 
-def test_validation_counts_each_example_once(artifacts: Artifacts) -> None:
-    job = make_job(artifacts, TRAINING)
-    (alone,) = on_ranks(1, validate, job)
-    for world_size in (2, 3):
-        ranks = on_ranks(world_size, validate, job)
-        for rows, totals in alone.items():
-            of_ranks = [rank[rows] for rank in ranks]
-            assert sum(rank["rows"] for rank in of_ranks) == totals["rows"] == rows
-            torch.testing.assert_close(sum(rank["totals"] for rank in of_ranks), totals["totals"])
-
-
-def validate(job: TrainJob) -> dict[int, dict[str, Any]]:
-    """Cut `val` to some numbers of rows; return this rank's rows and totals for each number."""
-    loop.EVALUATION_ROWS = 9
-    worker = Worker(job)
-    whole = worker.val._whole
-    assert whole is not None
-    results = dict[int, dict[str, Any]]()
-    for rows in (len(whole.labels), 7, 1):
-        worker.val._whole = type(whole)(whole.images[:rows], whole.labels[:rows])
-        rank_rows = sum(len(group.labels) for group in worker.val.epoch())
-        results[rows] = {"rows": rank_rows, "totals": worker._validate()}
-    return results
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_divergence_names_the_epoch_and_the_step_on_all_workers(
-    artifacts: Artifacts, world_size: int
+@pytest.mark.parametrize(
+    ("name", "world_size"),
+    [
+        ("fast sgd", 1),
+        ("fast adamw", 2),
+        ("textbook adamw", 1),
+        ("textbook sgd", 4),
+        ("cnn", 4),
+        ("bf16", 2),
+        ("own", 2),
+    ],
+)
+def test_a_run_resumes_within_an_epoch_to_the_same_bits(
+    storage: Storage, dataset: DatasetManifest, name: str, world_size: int
 ) -> None:
-    training = TUTORIAL.model_copy(update={"learning_rate": 1e25})
-    steps = on_ranks(world_size, diverged, make_job(artifacts, training))
-    assert set(steps) == {(1, 2)}
+    settings = {**SETTINGS[name], "checkpoint_steps": 1}
+    _, metrics = train(storage, dataset, world_size, **settings)
+    steps = {int(entry.path.split("-")[3]) for entry in checkpoints.listed(storage, FOLDER)}
+    assert steps == {0, 2, 4, 6, 8, 10}, "of 11 steps of an epoch, and the end of each"
+    last = rewind(storage, 7)
+    _, resumed = train(storage, dataset, world_size, **settings)
+    assert checkpoints.listed(storage, FOLDER)[0] == last
+    for line, other in zip(metrics, resumed, strict=True):
+        assert {k: v for k, v in line.items() if not k.endswith("_s")} == {
+            k: v for k, v in other.items() if not k.endswith("_s")
+        }
 
 
-def test_every_optimizer_and_schedule_of_the_settings_is_registered() -> None:
-    assert get_args(get_type_hints(Training)["optimizer"]) == tuple(OPTIMIZERS)
-    assert get_args(get_type_hints(Training)["schedule"]) == tuple(SCHEDULES)
+def test_a_run_goes_on_with_other_workers_and_another_step(
+    storage: Storage, dataset: DatasetManifest
+) -> None:
+    settings = {"optimizer": "adamw", "deform": 0.5, "checkpoint_steps": 1}
+    expected, metrics = train(storage, dataset, 4, **settings)
+    rewind(storage, 7)
+    state, resumed = train(storage, dataset, 2, **settings)
+    assert [entry["num_workers"] for entry in state.history] == [4, 2]
+    assert [(e["from_epoch"], e["from_step"]) for e in state.history] == [(0, 0), (1, 4)]
+    torch.testing.assert_close(state.model, expected.model, rtol=1e-4, atol=1e-5)
+    for line, other in zip(metrics, resumed, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+    rewind(storage, 9)
+    state, _ = train(storage, dataset, 1, **settings, step="textbook")
+    assert [entry["step"] for entry in state.history] == ["fast", "fast", "textbook"]
+    torch.testing.assert_close(state.model, expected.model, rtol=1e-4, atol=1e-5)
 
 
-def test_one_cycle_rises_to_the_peak_and_falls_to_0() -> None:
-    rates = [learning_rate(s, steps=100, peak=1.0, schedule="one-cycle") for s in range(101)]
-    assert rates[0] == 1 / 25
-    assert max(rates) == rates[20] == 1.0
-    assert rates[100] < 1e-12
-    assert rates[:21] == sorted(rates[:21])
-    assert rates[20:] == sorted(rates[20:], reverse=True)
+@pytest.mark.parametrize(("settings", "world_size"), [({}, 1), ({}, 2), ({"model": "cnn"}, 2)])
+def test_divergence_names_the_epoch_and_the_step_on_all_workers(
+    storage: Storage, dataset: DatasetManifest, world_size: int, settings: dict[str, Any]
+) -> None:
+    training = TUTORIAL.model_copy(update={"learning_rate": 1e25, **settings})
+    job = TrainJob(storage, dataset, training, FOLDER, "cpu")
+    assert set(on_ranks(world_size, diverge, job)) == {"in epoch 1, step 2"}
 
 
-def test_a_constant_rate_is_constant() -> None:
-    assert {learning_rate(s, steps=9, peak=0.01, schedule="constant") for s in range(9)} == {0.01}
+def diverge(job: TrainJob) -> str:
+    with pytest.raises(TrainingFailed, match="The loss stopped being") as error:
+        train_loop({"job": job})
+    return str(error.value).partition(" number ")[2].partition(".")[0]
+
+
+def test_the_checkpoint_of_seconds(storage: Storage, dataset: DatasetManifest) -> None:
+    train(storage, dataset, checkpoint_seconds=0)
+    assert len(checkpoints.listed(storage, FOLDER)) > 1
+    storage.delete_folder(FOLDER)
+    train(storage, dataset, checkpoint_seconds=1000)
+    assert len(checkpoints.listed(storage, FOLDER)) == 1

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pipeline.contract import ImageSpec
 from pipeline.models.mlp import Mlp
-from pipeline.training.kernels.manual_step import ManualStep, flatten
+from pipeline.training.kernels.manual_step import ManualStep
+from pipeline.training.kernels.vectors import flatten
 
 IMAGE = ImageSpec(3, 4, ("a", "b", "c"))
 HIDDEN = [(), (5,), (7, 5), (6, 6, 6)]

@@ -18,10 +18,11 @@ def test_an_optimizer_computes_what_torch_computes_also_after_a_restart(kind: st
     states = list[dict[str, torch.Tensor]]()
     for number in range(6):
         optimizer = (
-            AdamW(parameters, gradient, weight_decay=0.1, steps=number)
+            AdamW(parameters, gradient, weight_decay=0.1)
             if kind == "adamw"
             else Sgd(parameters, gradient)
         )
+        optimizer.steps.fill_(number)
         for name, tensor in optimizer.state().items():
             if states:
                 tensor.copy_(states[-1][name])
