@@ -5,7 +5,7 @@ Packages, from the top of the data flow to the bottom. A package imports only fr
     stages        one thin module per stage: the commands of the command line
     evaluation    metrics of a model version, and its report
     training      data-parallel training, its batches and checkpoints
-    models        the network, its ONNX export, and prediction in onnxruntime
+    models        the networks, their ONNX export, and prediction in onnxruntime
     data          sources, readers of their files, validation, shards
     cluster       the connection to Ray, and the resources of its nodes
     images        decoding of PNG and JPEG, and normalization to the model's input

@@ -98,7 +98,7 @@ class Export(ForcedStage):
     run: str
     """Run, as `train` printed it."""
     uint8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Quantize the first layer's weights to uint8 and multiply integers, as a separate version."""
+    """Quantize the first layer of `mlp` to uint8 and multiply integers, as a separate version."""
 
 
 class Evaluate(ForcedStage):

@@ -11,7 +11,7 @@ keeps its traceback.
     ├── ArtifactMissing     an artifact does not exist or is not finished
     ├── ArtifactDamaged     a file differs from its manifest, or a manifest is not valid
     ├── ArtifactTooNew      an artifact has a format that this version does not read
-    ├── ModelRejected       a model breaks the tensor contract or fails the parity gate
+    ├── ModelRejected       a model cannot be exported, breaks the tensor contract or fails a check
     ├── ResourcesMissing    the cluster or machine lacks what was asked for
     └── TrainingFailed      training diverged, or lost its workers too often
 
@@ -54,7 +54,7 @@ class ArtifactTooNew(UserError):
 
 
 class ModelRejected(UserError):
-    """A model breaks the tensor contract, or fails the parity gate or its self-test."""
+    """A model cannot be exported, breaks the contract, or fails the parity gate or a self-test."""
 
 
 class ResourcesMissing(UserError):

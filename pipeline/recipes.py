@@ -5,12 +5,17 @@ To add a recipe: add it to RECIPES, and its help to DESCRIPTIONS.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.settings import Settings
+
+NETWORKS = ("mlp", "cnn")
+"""The names of the built-in networks; the module of any other is named before a colon."""
 
 
 class Training(Settings):
@@ -18,10 +23,10 @@ class Training(Settings):
 
     recipe: tyro.conf.Suppress[str] = "fast"
     model: str = "mlp"
-    """Network: mlp, cnn, or package.module:factory, a function of image and settings that returns
-    a torch.nn.Module."""
+    """Network: mlp, cnn, or package.module:factory, a function of image and settings that returns a
+    torch.nn.Module."""
     hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
-    """Number of units in each hidden layer."""
+    """Number of units in each hidden layer of `mlp`; other networks ignore it."""
     epochs: int = Field(default=4, ge=1)
     """Number of passes over `train`."""
     batch_size: int = Field(default=256, ge=1)
@@ -61,6 +66,13 @@ class Training(Settings):
     """How a step is computed: by DistributedDataParallel and torch.optim (textbook), or by faster
     code: on CPUs for an mlp in fp32, on GPUs as a CUDA graph; `auto` takes this where it can."""
 
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str) -> str:
+        if model not in NETWORKS and not re.fullmatch(r"\w+(\.\w+)*:\w+", model):
+            raise ValueError(f"use {', '.join(NETWORKS)} or package.module:factory")
+        return model
+
     @field_validator("weight_decay")
     @classmethod
     def _check_weight_decay(cls, weight_decay: float, info: ValidationInfo) -> float:
@@ -74,6 +86,16 @@ class Training(Settings):
         if min_workers and min_workers > info.data.get("num_workers", min_workers):
             raise ValueError("must not be more than --train.num-workers")
         return min_workers
+
+
+def read_training(values: Mapping[str, Any]) -> Training:
+    """Return the settings in a manifest. An older one may lack some and have others."""
+    return Training(**{name: values[name] for name in Training.model_fields if name in values})
+
+
+def is_mlp(training: Mapping[str, Any]) -> bool:
+    """Return whether the settings in a manifest are those of an Mlp; old ones do not name it."""
+    return training.get("model", "mlp") == "mlp" and "hidden_sizes" in training
 
 
 RECIPES = {

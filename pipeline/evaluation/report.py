@@ -16,13 +16,15 @@ from PIL import Image
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import DatasetManifest, ModelManifest
 from pipeline.evaluation.metrics import Evaluation
-from pipeline.models.summary import layer_table, mermaid_graph, num_bytes, num_parameters
+from pipeline.models.summary import NetworkSummary
+from pipeline.recipes import is_mlp
 
 TEMPLATES = {"report.html": "report.html.j2", "model_card.md": "model_card.md.j2"}
 
 
 def render(
     model: ModelManifest,
+    network: NetworkSummary,
     dataset: DatasetManifest,
     epochs: Sequence[Mapping[str, float]],
     evaluations: Mapping[str, Evaluation],
@@ -36,17 +38,16 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["png"] = png
-    layers = layer_table(model.image, model.training["hidden_sizes"])
+    # Of the networks, only an Mlp has hidden sizes.
+    ignored = set() if is_mlp(model.training) else {"hidden_sizes"}
     values = {
         "model": model,
         "dataset": dataset,
         "names": model.image.class_names,
         "evaluations": evaluations,
         "test": evaluations["test"].metrics,
-        "layers": layers,
-        "graph": mermaid_graph(layers),
-        "parameters": num_parameters(layers),
-        "memory": num_bytes(layers, model.weights),
+        "network": network,
+        "training": {k: v for k, v in model.training.items() if k not in ignored},
         "checked": describe_check(model),
         "learning_curves": learning_curves(epochs),
         "calibration": calibration(evaluations["test"].metrics),

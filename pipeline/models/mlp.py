@@ -1,4 +1,4 @@
-"""The network: a multilayer perceptron from raw pixels to logits, and its classifier."""
+"""A multilayer perceptron from raw pixels to logits: the network of the tutorial."""
 
 from __future__ import annotations
 
@@ -35,19 +35,3 @@ class Mlp(nn.Module):
             x = torch.relu(layer(x))
         logits: Tensor = self.layers[-1](x)
         return logits
-
-
-class Classifier(nn.Module):
-    """An Mlp with the outputs of an exported model: probabilities and predicted class."""
-
-    def __init__(self, mlp: Mlp) -> None:
-        super().__init__()
-        self.mlp = mlp
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities, float32 (N, classes), and predictions, int64 (N,).
-
-        `image` holds N images: uint8 (N, height, width).
-        """
-        probabilities = torch.softmax(self.mlp(image), dim=-1)
-        return probabilities, probabilities.argmax(-1)

@@ -1,4 +1,4 @@
-"""The network's forward pass in numpy, from the weights in its ONNX file.
+"""The forward pass of an Mlp in numpy, from the weights in its ONNX file.
 
 It uses neither torch nor onnxruntime: the tests compare both with it, and a reader sees all that
 the network computes.

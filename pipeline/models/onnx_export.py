@@ -11,34 +11,43 @@ import torch
 
 from pipeline.artifacts.manifests import RunManifest
 from pipeline.contract import INPUT, PREDICTION, PROBABILITIES
-from pipeline.models.mlp import Classifier
+from pipeline.errors import ModelRejected
+from pipeline.models.classifier import Classifier
 
 OPSET = 20
 
-EXPORT_FORMAT = 1
+EXPORT_FORMAT = 2
 """Part of every model's version: raise it if the same weights give another ONNX file."""
 
 
 def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
     """Return the ONNX file of a classifier; the same weights give the same bytes.
 
-    The exporter's metadata is removed, because it holds paths of this machine.
+    The exporter's metadata is removed, because it holds paths of this machine. Raise ModelRejected
+    if torch cannot convert the network.
     """
     example = torch.zeros(2, *run.image.shape, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=FutureWarning)
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        program = torch.onnx.export(
-            classifier,
-            (example,),
-            input_names=[INPUT],
-            output_names=[PROBABILITIES, PREDICTION],
-            dynamic_shapes={"image": {0: "N"}},
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                classifier,
+                (example,),
+                input_names=[INPUT],
+                output_names=[PROBABILITIES, PREDICTION],
+                dynamic_shapes={"image": {0: "N"}},
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = " ".join(str(error.__cause__ or error).split("\n\n")[0].split())
+            raise ModelRejected(
+                f"The network of run {run.run} cannot be converted to ONNX: {reason.rstrip('.')}. "
+                "Correct its code, and train again."
+            ) from error
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:

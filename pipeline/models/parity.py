@@ -18,7 +18,7 @@ from pipeline.contract import MAX_PARITY_DIFFERENCE, Predictions, concat_predict
 from pipeline.data.shards import LabeledImages
 from pipeline.errors import ModelRejected
 from pipeline.models import predictor
-from pipeline.models.mlp import Classifier
+from pipeline.models.classifier import Classifier
 
 PARITY_ROWS = 10_000
 """Rows of a split that are compared; of a smaller split, all."""

@@ -27,8 +27,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 MAX_BATCH_ROWS = 4096
 
-MAX_BATCH_PIXELS = 2**26
-"""Pixels of one call, which take 256 MiB as float32."""
+MAX_BATCH_PIXELS = 2**22
+"""Pixels of one call. As float32 they take 16 MiB, once for each channel of a convolution."""
 
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(int64)": "int64"}
 

@@ -1,4 +1,4 @@
-"""Round the first layer's weights to uint8, and multiply them with the pixels as integers.
+"""Round the weights of an Mlp's first layer to uint8, and multiply pixels by them as integers.
 
 The first layer holds nearly all weights of a small network, and its input is integers already, so
 only the weights are rounded. They are unsigned because that product is exact on every CPU: signed

@@ -1,65 +1,43 @@
-"""The layers of a network as a table and as a Mermaid graph; needs no torch."""
+"""The layers, the graph and the size of a model version's network; needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, ImageSpec
+import onnx
 
-BYTES_PER_PARAMETER = 4
-"""Bytes of a float32; only the first layer's weights may be stored otherwise."""
+from pipeline.artifacts.manifests import ModelManifest
+from pipeline.models.mlp_summary import BYTES_PER_PARAMETER, layer_table, mermaid_graph, num_bytes
+from pipeline.models.onnx_summary import LayerSummary, num_parameters, onnx_graph, onnx_layers
+from pipeline.recipes import is_mlp
+
+TITLES = {"mlp": "A fully connected network", "cnn": "A convolutional network"}
 
 
-class LayerSummary(NamedTuple):
-    """A row of the layer table. Shapes are those of a batch of one image."""
+class NetworkSummary(NamedTuple):
+    """The network of a model version."""
 
-    layer: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    title: str
+    """Its kind, to begin a sentence with."""
+    layers: list[LayerSummary]
+    """All layers of an Mlp; of another network, the operators with weights."""
+    graph: str
+    """The same network in Mermaid."""
     parameters: int
+    bytes: int
+    """Size of all parameters."""
 
 
-def layer_table(image: ImageSpec, hidden_sizes: Sequence[int]) -> list[LayerSummary]:
-    """Return the layers of an Mlp in order, with their shapes and numbers of parameters."""
-    flat = (1, image.num_pixels)
-    rows = [LayerSummary("scale, flatten", (1, *image.shape), flat, 0)]
-    sizes = [*hidden_sizes, image.num_classes]
-    inputs = image.num_pixels
-    for number, units in enumerate(sizes):
-        shape = (1, units)
-        rows.append(LayerSummary(f"dense_{number}", (1, inputs), shape, inputs * units + units))
-        activation = "softmax" if number == len(hidden_sizes) else "relu"
-        rows.append(LayerSummary(f"{activation}_{number}", shape, shape, 0))
-        inputs = units
-    return rows
-
-
-def num_parameters(rows: Sequence[LayerSummary]) -> int:
-    """Return the number of parameters of all layers."""
-    return sum(row.parameters for row in rows)
-
-
-def num_bytes(rows: Sequence[LayerSummary], weights: Literal["float32", "uint8"]) -> int:
-    """Return the size of all parameters, whose first layer has its weights stored as `weights`."""
-    total = BYTES_PER_PARAMETER * num_parameters(rows)
-    if weights == "uint8":
-        (_, inputs), (_, units) = rows[1].input_shape, rows[1].output_shape
-        # A weight takes one byte, and each unit has a step as float32.
-        total += BYTES_PER_PARAMETER * units - (BYTES_PER_PARAMETER - 1) * inputs * units
-    return total
-
-
-def mermaid_graph(rows: Sequence[LayerSummary]) -> str:
-    """Return the layers as a Mermaid flowchart, from the model's input to its outputs."""
-    lines = ["flowchart TD", f'    input(["{INPUT}: uint8 {list(rows[0].input_shape)}"])']
-    previous = "input"
-    for number, row in enumerate(rows):
-        weights = f"<br/>{row.parameters:,} parameters" if row.parameters else ""
-        lines.append(f'    l{number}["{row.layer}{weights}"]')
-        lines.append(f"    {previous} --> l{number}")
-        previous = f"l{number}"
-    probabilities = f"{PROBABILITIES}: float32 {list(rows[-1].output_shape)}"
-    lines.append(f'    {previous} --> p(["{probabilities}"])')
-    lines.append(f'    p -->|argmax| c(["{PREDICTION}: int64 [1]"])')
-    return "\n".join(lines)
+def summarize(model: ModelManifest, onnx_model: bytes) -> NetworkSummary:
+    """Return the summary of an Mlp from its settings, and of another network from its ONNX file."""
+    if is_mlp(model.training):
+        layers = layer_table(model.image, model.training["hidden_sizes"])
+        graph, size = mermaid_graph(layers), num_bytes(layers, model.weights)
+        return NetworkSummary(TITLES["mlp"], layers, graph, num_parameters(layers), size)
+    proto = onnx.load_model_from_string(onnx_model)
+    layers = onnx_layers(proto)
+    parameters = num_parameters(layers)
+    name = model.training.get("model", "")
+    title = TITLES.get(name, f"The network {name}".rstrip())
+    graph = onnx_graph(proto)
+    return NetworkSummary(title, layers, graph, parameters, BYTES_PER_PARAMETER * parameters)

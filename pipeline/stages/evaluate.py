@@ -6,7 +6,7 @@ python -m pipeline evaluate --model NAME/VERSION
 from __future__ import annotations
 
 from pipeline.artifacts import registry
-from pipeline.artifacts.commit import digest, find, load
+from pipeline.artifacts.commit import digest, find, load, read_file
 from pipeline.artifacts.manifests import DatasetManifest, EvaluationManifest, RunManifest
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
@@ -16,6 +16,7 @@ from pipeline.data import shards
 from pipeline.evaluation import report
 from pipeline.evaluation.metrics import evaluate_predictor
 from pipeline.models.predictor import Predictor
+from pipeline.models.summary import summarize
 
 SPLITS = ("val", "test")
 
@@ -44,7 +45,8 @@ def evaluate(settings: Evaluate) -> EvaluationManifest:
     metrics = {split: evaluation.metrics for split, evaluation in evaluations.items()}
     for split, values in metrics.items():
         assert values["count"] == dataset.rows[split]
-    pages = report.render(model, dataset, run.metrics, evaluations)
+    network = summarize(model, read_file(storage, folder, model.onnx))
+    pages = report.render(model, network, dataset, run.metrics, evaluations)
     replacement = Replacement(storage, folder, EvaluationManifest)
     manifest = EvaluationManifest(
         caveat=model.caveat,

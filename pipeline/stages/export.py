@@ -17,8 +17,10 @@ from pipeline.artifacts.storage import Storage
 from pipeline.config import Export
 from pipeline.console import say
 from pipeline.data import shards
+from pipeline.errors import SettingError
 from pipeline.models import predictor
-from pipeline.models.mlp import Classifier
+from pipeline.models.classifier import Classifier
+from pipeline.models.factory import model_source_digest
 from pipeline.models.onnx_export import EXPORT_FORMAT, OPSET, to_onnx
 from pipeline.models.parity import (
     FLOAT_TOLERANCE,
@@ -29,6 +31,7 @@ from pipeline.models.parity import (
     check_parity,
 )
 from pipeline.models.quantize import quantize
+from pipeline.recipes import is_mlp, read_training
 from pipeline.training.checkpoints import load_model
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
@@ -42,6 +45,11 @@ def export(settings: Export) -> ModelManifest:
     """
     storage = Storage(settings.root)
     run = load(storage, f"runs/{settings.run}", RunManifest)
+    if settings.uint8 and not is_mlp(run.training):
+        raise SettingError(
+            f"--uint8 rounds the network mlp only, and run {run.run} trained "
+            f"{read_training(run.training).model}. Export without --uint8."
+        )
     dataset = load(storage, f"datasets/{run.dataset}", DatasetManifest)
     version = _version(run, dataset, uint8=settings.uint8)
     folder = registry.model_folder(dataset.name, version)
@@ -89,4 +97,5 @@ def _version(run: RunManifest, dataset: DatasetManifest, *, uint8: bool) -> str:
     """Return the version: a digest of all that decides the bytes of the ONNX file."""
     weights = run.file(run.checkpoint).sha256
     exporter = [EXPORT_FORMAT, OPSET, *map(importlib.metadata.version, EXPORTERS)]
-    return digest(exporter, run.run, weights, dataset.ref, uint8)
+    source = model_source_digest(read_training(run.training))
+    return digest(exporter, run.run, weights, dataset.ref, uint8, source)

@@ -16,14 +16,15 @@ from rich.table import Table
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts import registry
 from pipeline.artifacts.commit import load, read_file
-from pipeline.artifacts.manifests import DatasetManifest, ModelManifest
+from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Show
 from pipeline.data import shards
 from pipeline.errors import SettingError
 from pipeline.models import numpy_forward
 from pipeline.models.predictor import Predictor
-from pipeline.models.summary import layer_table, mermaid_graph, num_bytes, num_parameters
+from pipeline.models.summary import NetworkSummary, summarize
+from pipeline.recipes import is_mlp
 
 SHADES = " ░▒▓█"
 
@@ -50,32 +51,33 @@ def show(settings: Show) -> None:
         folder, _, file = os.path.abspath(settings.save).rpartition("/")
         Storage(folder).write(file, buffer.getvalue())
     out = Console(highlight=False)
-    layers = layer_table(model.image, model.training["hidden_sizes"])
-    out.print(model_table(model))
-    out.print(f"Total parameters: {num_parameters(layers):,}")
-    out.print(f"Total parameters memory: {num_bytes(layers, model.weights):,} bytes\n")
-    print(mermaid_graph(layers))
+    onnx_model = read_file(storage, registry.model_folder(model.name, model.version), model.onnx)
+    network = summarize(model, onnx_model)
+    out.print(model_table(model.ref, network))
+    out.print(f"Total parameters: {network.parameters:,}")
+    out.print(f"Total parameters memory: {network.bytes:,} bytes\n")
+    print(network.graph)
     print(f"\n{draw(image)}\n")
     probabilities = Predictor(storage, model).predict(image[None]).probabilities[0]
-    folder = registry.model_folder(model.name, model.version)
-    onnx_model = read_file(storage, folder, model.onnx)
-    by_numpy = numpy_forward.forward(onnx_model, image[None])[0]
     names = model.image.class_names
     for name, probability in zip(names, probabilities, strict=True):
         print(f"{name:>10} {probability:.4f} {'█' * round(float(probability) * BAR_WIDTH)}")
     print(f"\ntrue label {names[label]}, prediction {names[int(probabilities.argmax())]}")
-    difference = abs(by_numpy - probabilities).max()
-    print(f"the same in numpy differs from onnxruntime by at most {difference:.1e}")
+    if is_mlp(model.training):
+        difference = abs(numpy_forward.forward(onnx_model, image[None])[0] - probabilities).max()
+        print(f"the same in numpy differs from onnxruntime by at most {difference:.1e}")
+    else:
+        print("the forward pass in numpy is written for the network mlp only")
     if model.caveat:
         print(model.caveat)
 
 
-def model_table(model: ModelManifest) -> Table:
-    """Return the layers of a model version, with shapes and parameters, for rich to print."""
-    result = Table(title=model.ref)
+def model_table(title: str, network: NetworkSummary) -> Table:
+    """Return the layers of a network, with shapes and parameters, for rich to print."""
+    result = Table(title=title)
     for column in ("layer", "input shape", "output shape", "parameters"):
         result.add_column(column, justify="left" if column == "layer" else "right")
-    for row in layer_table(model.image, model.training["hidden_sizes"]):
+    for row in network.layers:
         result.add_row(
             row.layer, str(row.input_shape), str(row.output_shape), f"{row.parameters:,}"
         )

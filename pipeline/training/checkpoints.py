@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from pipeline.artifacts.commit import find, read_file, write_file
 from pipeline.artifacts.manifests import ArtifactFile, FileEntry, RunManifest
 from pipeline.artifacts.storage import Storage
-from pipeline.errors import ArtifactDamaged
-from pipeline.models.mlp import Mlp
+from pipeline.errors import ArtifactDamaged, ModelRejected
+from pipeline.models.factory import create_model
+from pipeline.recipes import read_training
 from pipeline.training.run_state import CHECKPOINTS
 
 MAX_CHECKPOINTS = 2
@@ -90,10 +91,21 @@ def load_latest(storage: Storage, folder: str, *, epochs: int) -> TrainState | N
 
 
 def load_model(storage: Storage, run: RunManifest) -> nn.Module:
-    """Return the trained network of a finished run."""
-    state = _read(storage, f"runs/{run.run}", run.file(run.checkpoint))
-    model = Mlp(run.image, run.training["hidden_sizes"])
-    model.load_state_dict(state["model"])
+    """Return the trained network of a finished run.
+
+    Raise ModelRejected if the run's weights are not those of the network, whose code may be
+    anyone's own.
+    """
+    state = _load(storage, f"runs/{run.run}", run.file(run.checkpoint))
+    training = read_training(run.training)
+    model = create_model(run.image, training)
+    try:
+        model.load_state_dict(state.model)
+    except RuntimeError:
+        raise ModelRejected(
+            f"The weights of run {run.run} do not fit the network {training.model}: its code has "
+            "changed since the training. Restore the code, or train again."
+        ) from None
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.artifacts.commit import digest
 from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
-from pipeline.recipes import Training
+from pipeline.recipes import NETWORKS, Training
 
 TRAINING_FORMAT = 2
 """Part of every run's name: raise it if the code trains other weights from the same settings. Such
@@ -53,7 +53,13 @@ def run_name(dataset: DatasetManifest, training: Training, device: str) -> str:
     """Return the recipe and a digest of all that decides the weights of a run on this device."""
     settings = training.model_dump(mode="json", exclude=NEUTRAL)
     window = window_rows(dataset, "train", training.memory_mib << 20)
-    return f"{training.recipe}-{digest(TRAINING_FORMAT, dataset.ref, settings, device, window)}"
+    decisive: list[object] = [TRAINING_FORMAT, dataset.ref, settings, device, window]
+    if training.model not in NETWORKS:
+        # torch takes seconds to import, and no other run needs it to have a name.
+        from pipeline.models.factory import model_source_digest
+
+        decisive.append(model_source_digest(training))
+    return f"{training.recipe}-{digest(*decisive)}"
 
 
 def window_rows(dataset: DatasetManifest, split: str, memory_bytes: int) -> int | None:

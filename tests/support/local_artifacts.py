@@ -9,7 +9,8 @@ from pipeline.artifacts.manifests import DatasetManifest, RunManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import ImageSpec
 from pipeline.data.shards import LabeledImages, encode
-from pipeline.models.mlp import Mlp
+from pipeline.models.factory import create_model
+from pipeline.recipes import Training
 from pipeline.training import checkpoints
 from tests.support.sample_data import HEIGHT, WIDTH, make_images
 
@@ -46,18 +47,21 @@ def write_dataset(storage: Storage, *, rows_per_shard: int = 40, **rows: int) ->
     return dataset
 
 
-def write_run(storage: Storage, dataset: DatasetManifest, *, seed: int = 0) -> RunManifest:
-    """Commit a run that ended with its first weights: an Mlp with 16 hidden units."""
-    model = Mlp(dataset.image, (16,), seed=seed)
+def write_run(
+    storage: Storage, dataset: DatasetManifest, *, seed: int = 0, model: str = "mlp"
+) -> RunManifest:
+    """Commit a run that ended with its first weights: by default an Mlp with 16 hidden units."""
+    training = Training(model=model, hidden_sizes=(16,), seed=seed)
+    network = create_model(dataset.image, training)
     run = f"untrained-{seed:012}"
-    state = checkpoints.TrainState(1, model.state_dict(), {})
+    state = checkpoints.TrainState(1, network.state_dict(), {})
     checkpoint = checkpoints.save(storage, f"runs/{run}", state)
     losses = dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), 1.0)
     manifest = RunManifest(
         run=run,
         dataset=dataset.ref,
         image=dataset.image,
-        training={"hidden_sizes": [16]},
+        training=training.model_dump(mode="json"),
         device="cpu",
         metrics=({"epoch": 1, **losses},),
         checkpoint=checkpoint.path,

@@ -16,6 +16,7 @@ from pipeline.contract import ImageSpec
 from pipeline.errors import ArtifactDamaged
 from pipeline.evaluation import report
 from pipeline.evaluation.metrics import Evaluation, Mistake
+from pipeline.models.summary import summarize
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.export import export
 from tests.conftest import Artifacts
@@ -29,7 +30,9 @@ def test_class_names_and_caveats_are_escaped(artifacts: Artifacts) -> None:
     model = artifacts.model.model_copy(update={"image": image, "caveat": "Only <a> sample."})
     mistake = Mistake(5, np.zeros((12, 10), np.uint8), label=0, prediction=1, confidence=0.9)
     evaluation = Evaluation(artifacts.evaluation.metrics["test"], [mistake])
-    pages = report.render(model, artifacts.dataset, EPOCHS, {"val": evaluation, "test": evaluation})
+    evaluations = {"val": evaluation, "test": evaluation}
+    network = summarize(model, b"")
+    pages = report.render(model, network, artifacts.dataset, EPOCHS, evaluations)
     assert "<script>" not in pages["report.html"]
     assert "is &lt;script&gt;<br>taken for b" in pages["report.html"]
     assert "Only &lt;a&gt; sample." in pages["report.html"]

@@ -6,7 +6,8 @@ import torch
 
 from pipeline.contract import ImageSpec
 from pipeline.models.mlp import Mlp
-from pipeline.models.summary import layer_table, mermaid_graph, num_bytes, num_parameters
+from pipeline.models.mlp_summary import layer_table, mermaid_graph, num_bytes
+from pipeline.models.onnx_summary import num_parameters
 
 MNIST = ImageSpec(28, 28, tuple("0123456789"))
 

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.artifacts.storage import Storage
 from pipeline.models import numpy_forward, predictor
-from pipeline.models.mlp import Classifier, Mlp
+from pipeline.models.classifier import Classifier
+from pipeline.models.mlp import Mlp
 from pipeline.models.onnx_export import to_onnx
 from pipeline.models.quantize import quantize
 from tests.support.local_artifacts import IMAGE, write_dataset, write_run

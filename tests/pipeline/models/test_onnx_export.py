@@ -11,7 +11,7 @@ from pipeline.config import Export
 from pipeline.data.shards import read_split
 from pipeline.errors import ModelRejected
 from pipeline.models import numpy_forward, predictor
-from pipeline.models.mlp import Classifier
+from pipeline.models.classifier import Classifier
 from pipeline.models.onnx_export import to_onnx
 from pipeline.models.parity import UINT8_TOLERANCE, check_contract
 from pipeline.models.quantize import quantize

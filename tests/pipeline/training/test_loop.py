@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "textbook adamw": {"step": "textbook", "optimizer": "adamw", "shuffle": True, "deform": 0.5},
     "cnn": {"model": "cnn", "optimizer": "adamw", "learning_rate": 0.003},
     # With dropout and batch normalization.
-    "own": {"model": "tests.support.own_network:noisy"},
+    "own": {"model": "tests.support.noisy_network:noisy"},
     "bf16": {"precision": "bf16", "optimizer": "adamw"},
 }
 

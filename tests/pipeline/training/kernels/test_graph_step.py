@@ -62,7 +62,7 @@ def train_both(root: str, training: Training) -> list[dict[str, Any]]:
             for group in loader.epoch(epoch):
                 losses.append(step.train(group, number).losses)
                 number += len(group.slices)
-        evaluation = sum(step.evaluate(group) for group in loader.epoch())
+        evaluation = torch.stack([step.evaluate(group) for group in loader.epoch()]).sum(0)
         state = {**step.model_state(), "evaluation": evaluation, "losses": torch.cat(losses)}
         state |= {
             f"{index} {name}": tensor
