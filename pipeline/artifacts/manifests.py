@@ -149,8 +149,8 @@ class RunManifest(Manifest):
     checkpoint: Annotated[str, Field(pattern=rf"^{PATH.pattern}$")]
     """Path of the checkpoint that holds the final weights."""
     history: tuple[dict[str, Any], ...] = ()
-    """What trained, from which epoch and step on: number of workers, CPUs of each, kind of CPU or
-    GPU, step and version of torch. They decide how sums are rounded. Empty in old manifests."""
+    """One entry for each layout of workers, and the epoch and step from which it trained. It decides
+    how sums are rounded. Empty in old manifests."""
 
     @property
     def ref(self) -> str:

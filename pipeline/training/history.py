@@ -1,4 +1,4 @@
-"""What trained a run: workers, device and libraries, and from which step on."""
+"""The history of a run: its workers, device and libraries, and from which step on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.training.requirements import step_name
 
 
 class Layout(TypedDict):
-    """What the bits of a run depend on beside its settings."""
+    """The bits of a run depend on this, beside its settings."""
 
     num_workers: int
     cpus_per_worker: int

@@ -1,4 +1,4 @@
-"""What a worker leaves in the run's folder: a line of metrics each epoch, and the checkpoints."""
+"""Write the metrics of each epoch and the checkpoints, and report them to Ray Train."""
 
 from __future__ import annotations
 

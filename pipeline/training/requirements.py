@@ -1,4 +1,4 @@
-"""What a run needs of its device, and the step that it can take. Needs no torch."""
+"""Check that a device can do what the settings ask for; choose the step. Needs no torch."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ the size of a window of a split that memory does not hold."""
 CHECKPOINTS = "checkpoints.json"
 
 RAY_FILES = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
-"""What Ray Train writes into the folder of a run."""
+"""The files that Ray Train writes into the folder of a run."""
 
 METRICS = "metrics.jsonl"
 

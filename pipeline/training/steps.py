@@ -1,4 +1,4 @@
-"""What the training function asks of a step, and the choice between the two that there are."""
+"""The interface of a step, and the choice of one."""
 
 from __future__ import annotations
 

@@ -25,23 +25,30 @@ GOAL = 0.9755
 
 def timed_work(config: dict[str, Any]) -> dict[str, Any]:
     """Call `work`; also return when groups of steps began and ended, and when epochs ended."""
-    from pipeline.training.kernels.mlp_step import MlpStep
+    from pipeline.training import loop
     from pipeline.training.recorder import Recorder
 
     steps, epochs = list[float](), list[float]()
-    train, end_epoch = MlpStep.train, Recorder.end_epoch
+    create_step, end_epoch = loop.create_step, Recorder.end_epoch
 
-    def timed_train(step: MlpStep, *arguments: Any) -> Any:
-        steps.append(time.time())
-        result = train(step, *arguments)
-        steps.append(time.time())
-        return result
+    def create_timed_step(*arguments: Any) -> Any:
+        step: Any = create_step(*arguments)
+        train = step.train
+
+        def timed_train(*arguments: Any) -> Any:
+            steps.append(time.time())
+            result = train(*arguments)
+            steps.append(time.time())
+            return result
+
+        step.train = timed_train
+        return step
 
     def timed_end(recorder: Recorder, metrics: dict[str, float]) -> None:
         epochs.append(time.time())
         end_epoch(recorder, metrics)
 
-    MlpStep.train = timed_train  # type: ignore[assignment,method-assign]
+    loop.create_step = create_timed_step
     Recorder.end_epoch = timed_end  # type: ignore[assignment,method-assign]
     return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
 

@@ -28,7 +28,7 @@ MAX_GRAPHS = 8
 
 
 class Inputs(NamedTuple):
-    """What the steps of a group read, on the device."""
+    """All that the steps of a group read, on the device."""
 
     images: Tensor
     """uint8 (rows, height, width)."""
