@@ -149,8 +149,8 @@ class RunManifest(Manifest):
     checkpoint: Annotated[str, Field(pattern=rf"^{PATH.pattern}$")]
     """Path of the checkpoint that holds the final weights."""
     history: tuple[dict[str, Any], ...] = ()
-    """One entry for each layout of workers, and the epoch and step from which it trained. It decides
-    how sums are rounded. Empty in old manifests."""
+    """The layouts of workers, each with the epoch and step from which it trained: they decide how
+    sums are rounded. Empty in old manifests."""
 
     @property
     def ref(self) -> str:

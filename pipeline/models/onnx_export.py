@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from pipeline.artifacts.manifests import RunManifest
-from pipeline.contract import INPUT, PREDICTION, PROBABILITIES
+from pipeline.contract import INPUT, PREDICTION, PROBABILITIES, ImageSpec
 from pipeline.errors import ModelRejected
 from pipeline.models.classifier import Classifier
 
@@ -20,13 +20,9 @@ EXPORT_FORMAT = 2
 """Part of every model's version: raise it if the same weights give another ONNX file."""
 
 
-def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
-    """Return the ONNX file of a classifier; the same weights give the same bytes.
-
-    The exporter's metadata is removed, because it holds paths of this machine. Raise ModelRejected
-    if torch cannot convert the network.
-    """
-    example = torch.zeros(2, *run.image.shape, dtype=torch.uint8)
+def convert(classifier: Classifier, image: ImageSpec) -> onnx.ModelProto:
+    """Return a classifier as ONNX. Raise ModelRejected if torch cannot convert the network."""
+    example = torch.zeros(2, *image.shape, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=FutureWarning)
@@ -45,11 +41,19 @@ def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
         except torch.onnx.OnnxExporterError as error:
             reason = " ".join(str(error.__cause__ or error).split("\n\n")[0].split())
             raise ModelRejected(
-                f"The network of run {run.run} cannot be converted to ONNX: {reason.rstrip('.')}. "
-                "Correct its code, and train again."
+                f"The network cannot be converted to ONNX: {reason.rstrip('.')}. Correct its code."
             ) from error
     assert program is not None
-    model = program.model_proto
+    return program.model_proto
+
+
+def to_onnx(classifier: Classifier, run: RunManifest) -> bytes:
+    """Return the ONNX file of a run's classifier; the same weights give the same bytes.
+
+    The exporter's metadata is removed, because it holds paths of this machine. Raise ModelRejected
+    if torch cannot convert the network.
+    """
+    model = convert(classifier, run.image)
     for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")

@@ -21,8 +21,9 @@ from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
 from pipeline.config import Train
 from pipeline.console import progress, say, warn
+from pipeline.contract import ImageSpec
 from pipeline.errors import ResourcesMissing, StorageError
-from pipeline.recipes import Training
+from pipeline.recipes import NETWORKS, Training
 from pipeline.training import ray_trainer
 from pipeline.training.gpus import find_unusable_gpus
 from pipeline.training.requirements import require_possible
@@ -44,6 +45,8 @@ def train(settings: Train) -> RunManifest:
     if existing:
         say(f"run {existing.run} already exists")
         return existing
+    if training.model not in NETWORKS:
+        _check_network(dataset.image, training)
     with connection.connected():
         device = _device(training)
         require_possible(training, device)
@@ -82,6 +85,16 @@ def _find(storage: Storage, dataset: DatasetManifest, training: Training) -> Run
     devices = ("cuda", "cpu") if training.device == "auto" else (training.device,)
     folders = [f"runs/{run_name(dataset, training, device)}" for device in devices]
     return next(filter(None, (find(storage, folder, RunManifest) for folder in folders)), None)
+
+
+def _check_network(image: ImageSpec, training: Training) -> None:
+    """Raise a UserError, before hours of training, if an own network cannot be exported."""
+    # Built-in networks need no check, and torch and its exporter take seconds to import.
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.factory import create_model
+    from pipeline.models.onnx_export import convert
+
+    convert(Classifier(create_model(image, training)).eval(), image)
 
 
 def _device(training: Training) -> str:

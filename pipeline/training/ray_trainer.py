@@ -11,6 +11,7 @@ from ray.train import (
     ControllerError,
     FailureConfig,
     LoggingConfig,
+    PreemptionError,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -42,7 +43,7 @@ def fit(job: TrainJob) -> dict[str, Any]:
         try:
             return run_workers(job, num_workers)
         except TrainingFailedError as error:
-            causes = list(_require_restartable(error))
+            causes = _require_restartable(error)
         newest = newest_checkpoint(job)
         restarts = 1 if newest != checkpoint else restarts + 1
         checkpoint = newest
@@ -92,7 +93,7 @@ def run_workers(job: TrainJob, num_workers: int) -> dict[str, Any]:
             storage_path=job.storage.uri(runs),
             # `fit` starts workers again itself, because it must not repeat a user's errors.
             failure_config=FailureConfig(  # type: ignore[call-arg]
-                max_failures=0, controller_failure_limit=MAX_RESTARTS
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -124,12 +125,15 @@ def _require_restartable(error: TrainingFailedError) -> list[BaseException]:
 
     Otherwise raise the error: that of a user, or a bug.
     """
+    if isinstance(error, PreemptionError):
+        return [error]
     if isinstance(error, ControllerError):
-        failure = error.controller_failure
-        raise TrainingFailed(f"Ray Train gave up: {_describe(failure)}.") from None
-    causes: list[BaseException] = [error]
-    if isinstance(error, WorkerGroupError):
-        causes = sorted(error.worker_failures.values(), key=lambda cause: not _is_death(cause))
+        # For example, a node was lost while the workers started.
+        return [error.controller_failure]
+    assert isinstance(error, WorkerGroupError)
+    causes: list[BaseException] = sorted(
+        error.worker_failures.values(), key=lambda cause: not _is_death(cause)
+    )
     for cause in causes:
         if isinstance(cause, UserError):
             raise cause from None
@@ -145,6 +149,8 @@ def _is_death(cause: BaseException) -> bool:
 
 
 def _describe(cause: BaseException) -> str:
+    if isinstance(cause, PreemptionError):
+        return "their node was taken away"
     if _is_death(cause):
         return "they were killed, their node was lost, or they ran out of memory"
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0].rstrip('.')}"

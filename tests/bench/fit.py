@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib import import_module
 from typing import Any
 
 from pipeline.config import Train
@@ -24,15 +25,16 @@ GOAL = 0.9755
 
 
 def timed_work(config: dict[str, Any]) -> dict[str, Any]:
-    """Call `work`; also return when groups of steps began and ended, and when epochs ended."""
-    from pipeline.training import loop
-    from pipeline.training.recorder import Recorder
-
-    steps, epochs = list[float](), list[float]()
-    create_step, end_epoch = loop.create_step, Recorder.end_epoch
+    """Call `work`; also return when groups of steps began and ended, when epochs ended, and how
+    often a CUDA graph ran."""
+    loop: Any = import_module("pipeline.training.loop")
+    recorder: Any = import_module("pipeline.training.recorder").Recorder
+    created, steps, epochs = list[Any](), list[float](), list[float]()
+    create_step, end_epoch = loop.create_step, recorder.end_epoch
 
     def create_timed_step(*arguments: Any) -> Any:
         step: Any = create_step(*arguments)
+        created.append(step)
         train = step.train
 
         def timed_train(*arguments: Any) -> Any:
@@ -44,13 +46,17 @@ def timed_work(config: dict[str, Any]) -> dict[str, Any]:
         step.train = timed_train
         return step
 
-    def timed_end(recorder: Recorder, metrics: dict[str, float]) -> None:
+    def timed_end(*arguments: Any) -> None:
         epochs.append(time.time())
-        end_epoch(recorder, metrics)
+        end_epoch(*arguments)
 
-    loop.create_step = create_timed_step
-    Recorder.end_epoch = timed_end  # type: ignore[assignment,method-assign]
-    return {**work(config), "first": steps[0], "last": steps[-1], "epochs": epochs}
+    loop.create_step, recorder.end_epoch = create_timed_step, timed_end
+    try:
+        result = work(config)
+    finally:
+        loop.create_step, recorder.end_epoch = create_step, end_epoch
+    times = {"first": steps[0], "last": steps[-1], "epochs": epochs}
+    return {**result, **times, "replays": getattr(created[0], "replays", 0)}
 
 
 def main(root: str, ref: str) -> None:

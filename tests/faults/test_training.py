@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tests.conftest import TRAINING, Artifacts
 from tests.support.processes import Command, pipeline, wait_for
 from tests.support.ranks import on_ranks
 
-LONG = {"epochs": 80, "batch_size": 5, "checkpoint_steps": 1, "deform": 0.1}
+LONG: dict[str, Any] = {"epochs": 80, "batch_size": 5, "checkpoint_steps": 1, "deform": 0.1}
 """Settings of a run long enough to be killed in mid-epoch, after its first checkpoint."""
 
 
@@ -107,25 +109,130 @@ def test_a_run_resumes_after_sigkill_of_the_driver_and_a_truncated_ray_index(
     assert_same_run(root, train_undisturbed(artifacts, LONG), kept)
 
 
-@pytest.mark.slow
-def test_a_run_survives_the_death_of_a_node(artifacts: Artifacts, root: Path) -> None:
-    """Remove the worker's node without notice; another node replaces it."""
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
-        nodes = [cluster.add_node(num_cpus=1)]
-        settings = {**LONG, "device": "cpu"}
-        token = os.environ["RAY_AUTH_TOKEN"]
-        env = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "token"}
-        run = command(root, artifacts, settings, **env)
-        with run.started() as process:
-            wait_for(lambda: len(lines(root)) > 2)
-            kept = lines(root)
-            nodes.append(cluster.add_node(num_cpus=1))
-            cluster.remove_node(nodes[0], allow_graceful=False)
-            assert process.wait(timeout=180) == 0
-        assert_same_run(root, train_undisturbed(artifacts, settings), kept)
+        yield Nodes(cluster)
     finally:
         cluster.shutdown()
+
+
+class Nodes:
+    """A cluster of nodes of one CPU each, beside a head without one."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        token = os.environ["RAY_AUTH_TOKEN"]
+        self.env = {
+            "RAY_ADDRESS": cluster.address,
+            "RAY_AUTH_TOKEN": token,
+            "RAY_AUTH_MODE": "token",
+        }
+
+    def add(self) -> Any:
+        return self.cluster.add_node(num_cpus=1)
+
+    def remove(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def announce_preemption(self, node: Any, *, in_s: int) -> None:
+        """Tell Ray that a node will be taken away, as a cloud's autoscaler does."""
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", *reason),
+                *("--node-id", node.node_id, "--deadline-remaining-seconds", str(in_s)),
+                *("--address", self.cluster.address),
+            ],
+            env={**os.environ, **self.env},
+            check=True,
+        )
+
+
+@pytest.mark.slow
+def test_a_run_survives_the_death_of_a_node(artifacts: Artifacts, root: Path, nodes: Nodes) -> None:
+    """Remove the worker's node without notice; another node replaces it."""
+    lost = nodes.add()
+    settings = {**LONG, "device": "cpu"}
+    with command(root, artifacts, settings, **nodes.env).started() as process:
+        wait_for(lambda: len(lines(root)) > 2)
+        kept = lines(root)
+        nodes.add()
+        nodes.remove(lost)
+        assert process.wait(timeout=180) == 0
+    assert_same_run(root, train_undisturbed(artifacts, settings), kept)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_workers_if_a_node_is_not_replaced(
+    artifacts: Artifacts, root: Path, nodes: Nodes
+) -> None:
+    lost, _ = nodes.add(), nodes.add()
+    settings = {**LONG, "device": "cpu", "num_workers": 2, "min_workers": 1, "seed": 2}
+    with command(root, artifacts, settings, **nodes.env).started() as process:
+        wait_for(lambda: len(lines(root)) > 2)
+        nodes.remove(lost)
+        assert process.wait(timeout=180) == 0
+    (run,) = root.glob("runs/*/manifest.json")
+    history = json.loads(run.read_text())["history"]
+    assert [entry["num_workers"] for entry in history] == [2, 1]
+
+
+@pytest.mark.slow
+def test_a_run_whose_node_is_not_replaced_ends_with_one_line(
+    artifacts: Artifacts, root: Path, nodes: Nodes
+) -> None:
+    lost = nodes.add()
+    settings = {**LONG, "device": "cpu", "seed": 3}
+    run = command(root, artifacts, settings, **nodes.env)
+    with run.started() as process:
+        wait_for(lambda: len(lines(root)) > 2)
+        nodes.remove(lost)
+        assert process.wait(timeout=60) == 2
+        assert process.stderr
+        assert "The cluster lost nodes, and has room for 0 of 1 workers" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_notice_of_preemption_makes_a_checkpoint(
+    artifacts: Artifacts, root: Path, nodes: Nodes
+) -> None:
+    lost = nodes.add()
+    settings = {**LONG, "epochs": 2000, "device": "cpu", "checkpoint_seconds": 1000}
+    del settings["checkpoint_steps"]
+    with command(root, artifacts, settings, **nodes.env).started() as process:
+        wait_for(lambda: len(lines(root)) > 2)
+        assert not list(root.glob("runs/*/checkpoints.json"))
+        nodes.announce_preemption(lost, in_s=60)
+        wait_for(lambda: bool(list(root.glob("runs/*/checkpoints.json"))))
+        kept = lines(root)
+        nodes.add()
+        nodes.remove(lost)
+        assert process.wait(timeout=180) == 0
+    assert_same_run(root, train_undisturbed(artifacts, settings), kept[:-50])
+
+
+DEADLY = """
+import os, signal
+import torch.distributed as dist
+from pipeline.models.mlp import Mlp
+
+def build(image, training):
+    if dist.is_initialized():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Mlp(image, training.hidden_sizes)
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_die_too_often_are_one_line(artifacts: Artifacts, root: Path) -> None:
+    (root / "deadly.py").write_text(DEADLY)
+    path = f"{root}:{os.getcwd()}"
+    done = command(root, artifacts, {"model": "deadly:build"}, PYTHONPATH=path).run()
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Workers failed 4 times since the last checkpoint: they were killed" in done.stderr
 
 
 DISK_FULL = """
