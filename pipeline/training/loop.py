@@ -23,7 +23,7 @@ from pipeline.errors import TrainingFailed
 from pipeline.models.factory import create_model
 from pipeline.recipes import Training
 from pipeline.training.augment import Augment
-from pipeline.training.batch_loader import BatchLoader
+from pipeline.training.batch_loader import BatchLoader, Order
 from pipeline.training.history import layout
 from pipeline.training.recorder import Recorder
 from pipeline.training.run_state import TrainJob
@@ -93,12 +93,14 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
                 "val_accuracy": val_accuracy,
                 "images_per_s": images_per_s,
                 "data_wait_s": train.waited_s + val.waited_s,
+                "bytes_read": train.bytes_read + val.bytes_read,
                 "num_workers": world_size,
                 "cpus_per_worker": training.cpus_per_worker,
             }
         )
         sums.zero_()
         first_step, train.waited_s, val.waited_s = 0, 0.0, 0.0
+        train.bytes_read = val.bytes_read = 0
         if is_due and epoch + 1 < training.epochs:
             recorder.save(epoch + 1, 0, sums)
     return recorder.save(training.epochs, 0, sums)
@@ -119,16 +121,20 @@ def configure_torch(training: Training) -> None:
 def _open_loader(job: TrainJob, split: str, batch_size: int, device: torch.device) -> BatchLoader:
     """Open this worker's share of a split; `train` is shuffled if the settings say so."""
     context, training = ray.train.get_context(), job.training
+    order: Order = "any"
+    if split == "train":
+        order = "shuffled" if training.shuffle else "file"
     return BatchLoader(
         job.storage,
         job.dataset,
         split,
+        order=order,
         batch_size=batch_size,
         memory_bytes=training.memory_mib << 20,
         device=device,
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        seed=training.seed if training.shuffle and split == "train" else None,
+        seed=training.seed,
     )
 
 

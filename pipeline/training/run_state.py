@@ -10,6 +10,7 @@ from pipeline.artifacts.commit import digest
 from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.recipes import NETWORKS, Training
+from pipeline.training.lanes import num_lanes
 
 TRAINING_FORMAT = 2
 """Part of every run's name: raise it if the code trains other weights from the same settings. Such
@@ -28,7 +29,7 @@ NEUTRAL = {
 }
 """Settings that are left out of the name, because the weights do not depend on them except by the
 rounding of sums. So a run may be resumed with others. The name has the device that was used, and
-the size of a window of a split that memory does not hold."""
+the number of lanes of a split that memory does not hold."""
 
 CHECKPOINTS = "checkpoints.json"
 
@@ -52,22 +53,14 @@ class TrainJob:
 def run_name(dataset: DatasetManifest, training: Training, device: str) -> str:
     """Return the recipe and a digest of all that decides the weights of a run on this device."""
     settings = training.model_dump(mode="json", exclude=NEUTRAL)
-    window = window_rows(dataset, "train", training.memory_mib << 20)
-    decisive: list[object] = [TRAINING_FORMAT, dataset.ref, settings, device, window]
+    lanes = num_lanes(dataset, "train", training.memory_mib << 20)
+    decisive: list[object] = [TRAINING_FORMAT, dataset.ref, settings, device, lanes]
     if training.model not in NETWORKS:
         # torch takes seconds to import, and no other run needs it to have a name.
         from pipeline.models.factory import model_source_digest
 
         decisive.append(model_source_digest(training))
     return f"{training.recipe}-{digest(*decisive)}"
-
-
-def window_rows(dataset: DatasetManifest, split: str, memory_bytes: int) -> int | None:
-    """Return the most rows of a window, or None if the memory holds the images of the split."""
-    num_pixels = dataset.image.num_pixels
-    if dataset.rows[split] * num_pixels <= memory_bytes:
-        return None
-    return memory_bytes // 2 // num_pixels
 
 
 def reset_run(storage: Storage, folder: str) -> None:

@@ -24,6 +24,7 @@ from pipeline.stages.train import train
 from pipeline.training.loop import train_loop
 from pipeline.training.run_state import TrainJob
 from tests.conftest import TRAINING, Artifacts
+from tests.pipeline.training.test_loop import COSTS
 from tests.support.processes import Command, pipeline, wait_for
 from tests.support.ranks import on_ranks
 
@@ -63,7 +64,7 @@ def assert_same_run(root: Path, expected: RunManifest, kept: list[bytes]) -> Non
     assert resumed.checkpoint == expected.checkpoint
     assert resumed.file(resumed.checkpoint) == expected.file(expected.checkpoint)
     timeless = [
-        [{k: v for k, v in line.items() if not k.endswith("_s")} for line in run.metrics]
+        [{k: v for k, v in line.items() if k not in COSTS} for line in run.metrics]
         for run in (resumed, expected)
     ]
     assert timeless[0] == timeless[1]

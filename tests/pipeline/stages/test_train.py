@@ -50,6 +50,7 @@ def test_training_learns_and_writes_a_line_for_every_epoch(artifacts: Artifacts)
         "val_accuracy",
         "images_per_s",
         "data_wait_s",
+        "bytes_read",
         "num_workers",
         "cpus_per_worker",
     }

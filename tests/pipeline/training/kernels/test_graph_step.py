@@ -39,6 +39,7 @@ def train_both(root: str, training: Training) -> list[dict[str, Any]]:
         storage,
         dataset,
         "train",
+        order="shuffled",
         batch_size=training.batch_size,
         memory_bytes=1 << 30,
         device=device,
