@@ -1,8 +1,11 @@
-"""Data-parallel training of the network on a dataset; the stage `train` calls it.
+"""Data-parallel training of a network on a dataset; the stage `train` calls it.
 
-Read `ray_trainer` (starts the workers with Ray Train), `process_group` (connects them), `loop` (one
-worker: epochs, validation, checkpoints), `batch_loader` (the order of an epoch, and each worker's
-slice; `lanes` and `shard_pool` if memory does not hold the split), `parallel_step` (a step, with
-its parts in `kernels`), `schedule`, `augment`, `checkpoints`, `run_state`, and `gpus` (whether
-torch can use those that Ray counts).
+Read `loop` (the training function), `textbook_step` (a step as PyTorch's guides have it), and
+`ray_trainer` (starts the workers with Ray Train, again if they die). Then, for one question each:
+
+- the data: `batch_loader` (the batches of an epoch, and each worker's slice), `lanes` and
+  `shard_pool` (of a split that memory does not hold), `augment`;
+- the step: `steps` (the interface and the choice), `schedule`, `kernels` (faster steps);
+- the record: `recorder` (metrics and checkpoints), `checkpoints`, `history`, `run_state`;
+- the machine: `process_group` (connects workers), `gpus`, `requirements`.
 """
