@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 
-.PHONY: run test test-fast test-public test-cluster test-slow lint docs bench-train bench-serve bench-data bench-photos soak
+.PHONY: run test test-fast test-public test-cluster test-slow lint docs bench-train bench-cluster bench-serve bench-data bench-photos soak
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
@@ -42,6 +42,10 @@ docs: .venv/ready
 bench-train: .venv/ready
 	$(BIN)/pip install --quiet --constraint infra/constraints.txt --editable '.[all,bench]'
 	$(BIN)/python -m tests.bench.train
+
+# On two nodes of one core each, which it makes on this machine.
+bench-cluster: .venv/ready
+	$(BIN)/python -m tests.bench.cluster
 
 bench-serve: .venv/ready $(addprefix .venv-others/,mlserver/ready litserve/ready bentoml/ready)
 	$(BIN)/python -m tests.bench.serve

@@ -27,6 +27,7 @@ class Cluster:
     switch: Switch
     shared: Path
     cpus: int
+    """CPUs that Ray counts on each node that it starts on from now on."""
     token: str = field(default_factory=lambda: secrets.token_hex(32))
 
     @property
@@ -42,10 +43,10 @@ class Cluster:
             "RAY_AUTH_TOKEN": self.token,
         }
 
-    def add_node(self) -> Node:
-        """Make a node and start Ray on it."""
+    def add_node(self, *, core: int | None = None) -> Node:
+        """Make a node and start Ray on it, with one core alone if it is given."""
         folders = {Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, self.shared}
-        node = self.switch.add_node(sorted(folders))
+        node = self.switch.add_node(sorted(folders), core=core)
         self.start_ray(node)
         return node
 

@@ -19,13 +19,13 @@ from typing import Any
 
 NETWORK = "10.77.0"
 
-SWITCH = 1
-"""The host number of the switch, the way to everywhere else for the nodes."""
+SWITCH = f"{NETWORK}.1"
+"""The address of the switch, the way to everywhere else for the nodes."""
 
 DISK_BYTES = 1 << 30
 """The size of a node's own disk, /tmp, which is in memory."""
 
-TOOLS = ("ip", "unshare", "nsenter", "setpriv")
+TOOLS = ("ip", "unshare", "nsenter", "setpriv", "taskset")
 
 # SIGCHLD is ignored, so that the kernel clears processes whose parents have ended.
 _HOLD = "echo ready; trap '' CHLD; exec sleep infinity"
@@ -89,6 +89,26 @@ class Namespaces:
             kinds += ["--user", "--preserve-credentials"]
         return ["nsenter", f"--target={self.pid}", *kinds, "--", *map(str, args)]
 
+    def popen(
+        self,
+        *args: object,
+        cwd: Path = Path("/"),
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[str]:
+        """Start a command in these namespaces; the other options are those of Popen.
+
+        The command is killed if the process returned ends, which waits for it outside of them.
+        """
+        python = str(Path(sys.executable).parent)
+        path = {"PATH": f"{python}:{os.environ['PATH']}"}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # Entering a mount namespace leaves the working directory.
+        inside = ("setpriv", "--pdeathsig", "KILL", "env", f"--chdir={cwd}", *args)
+        return subprocess.Popen(
+            self.command(*inside), env={**inherited, **path, **(env or {})}, text=True, **options
+        )
+
     def run_in_network(self, *args: object) -> None:
         """Run a command in the network alone. Raise RuntimeError if it fails."""
         done = subprocess.run(
@@ -111,9 +131,10 @@ class Switch:
         script = f"""
             ip link set lo up
             ip link add bridge type bridge
-            ip addr add {NETWORK}.{SWITCH}/24 dev bridge
+            ip addr add {SWITCH}/24 dev bridge
             ip link set bridge up
         """
+        self.address = SWITCH
         self.namespaces = Namespaces.hold([*_unshare(), "--uts"], script)
         self.nodes = list[Node]()
 
@@ -125,9 +146,16 @@ class Switch:
             node.kill()
         self.namespaces.kill()
 
-    def add_node(self, shared: Sequence[Path] = ()) -> Node:
-        """Make a node. `shared` are the folders that all nodes see, at their paths outside."""
-        node = Node(self.namespaces, len(self.nodes), shared)
+    def popen(self, *args: object, **options: Any) -> subprocess.Popen[str]:
+        """Start a server that all nodes reach, and nothing else; `options` are those of Popen."""
+        return self.namespaces.popen(*args, **options)
+
+    def add_node(self, shared: Sequence[Path] = (), *, core: int | None = None) -> Node:
+        """Make a node, of one core alone if it is given.
+
+        `shared` are the folders that all nodes see, at their paths outside.
+        """
+        node = Node(self.namespaces, len(self.nodes), shared, core)
         self.nodes.append(node)
         node.boot()
         return node
@@ -136,8 +164,11 @@ class Switch:
 class Node:
     """A machine of the testbed, on a cable to the switch."""
 
-    def __init__(self, switch: Namespaces, number: int, shared: Sequence[Path]) -> None:
+    def __init__(
+        self, switch: Namespaces, number: int, shared: Sequence[Path], core: int | None
+    ) -> None:
         self.name, self.address = f"node{number}", f"{NETWORK}.{number + 10}"
+        self._prefix = () if core is None else ("taskset", "--cpu-list", core)
         self._switch, self._cable, self._shared = switch, f"cable{number}", shared
         self._namespaces: Namespaces | None = None
         self._delay: subprocess.Popen[bytes] | None = None
@@ -155,7 +186,7 @@ class Node:
             "ip link set lo up",
             f"ip addr add {self.address}/24 dev eth0",
             "ip link set eth0 up",
-            f"ip route add default via {NETWORK}.{SWITCH}",
+            f"ip route add default via {SWITCH}",
         ):
             own.run_in_network(*command.split())
 
@@ -164,15 +195,8 @@ class Node:
     ) -> subprocess.Popen[str]:
         """Start a command on the node; `options` are those of Popen."""
         assert self._namespaces, f"{self.name} was killed"
-        python = str(Path(sys.executable).parent)
-        path = {"PATH": f"{python}:{os.environ['PATH']}", "HOME": "/tmp/home"}
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        return subprocess.Popen(
-            self._namespaces.command(*args),
-            env={**inherited, **path, **(env or {})},
-            text=True,
-            **options,
-        )
+        home = {"HOME": "/tmp/home"}
+        return self._namespaces.popen(*self._prefix, *args, env={**home, **(env or {})}, **options)
 
     def run(
         self, *args: object, timeout_s: float = 300, **options: Any

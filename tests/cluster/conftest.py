@@ -9,6 +9,8 @@ import pytest
 
 from infra.testbed import cluster, namespaces
 from infra.testbed.cluster import Cluster
+from tests.support import s3
+from tests.support.s3 import S3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,3 +31,10 @@ def shared(testbed: Cluster, request: pytest.FixtureRequest) -> Path:
     folder = Path(testbed.shared, request.node.name)
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="package")
+def bucket(testbed: Cluster) -> Iterator[S3]:
+    """Yield an S3 server at the switch, which this process does not reach."""
+    with s3.started_at(testbed.switch) as server:
+        yield server

@@ -33,8 +33,8 @@ def nodes(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
 
 
 @contextmanager
-def serving(node: Node) -> Iterator[subprocess.Popen[str]]:
-    """Start a server on a node, and yield it when it listens."""
+def serving(node: Node | Switch) -> Iterator[subprocess.Popen[str]]:
+    """Start a server on a node or at the switch, and yield it when it listens."""
     command = (sys.executable, "-u", "-m", "http.server", PORT)
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with node.popen(*command, stdout=pipe, stderr=nowhere) as server:
@@ -46,8 +46,8 @@ def serving(node: Node) -> Iterator[subprocess.Popen[str]]:
             server.kill()
 
 
-def seconds_to_connect(node: Node, other: Node) -> float | None:
-    """Return how long a connection between nodes takes, None if there is none."""
+def seconds_to_connect(node: Node, other: Node | Switch) -> float | None:
+    """Return how long a connection takes, None if there is none."""
     done = node.run(sys.executable, "-c", CONNECT, other.address)
     return None if done.returncode else float(done.stdout)
 
@@ -94,6 +94,23 @@ def test_a_killed_node_ends_with_its_processes_and_boots_again(nodes: tuple[Node
     assert nodes[1].run("test", "-e", "/tmp/own").returncode == 1
     with serving(nodes[1]):
         assert seconds_to_connect(*nodes) is not None
+
+
+def test_a_command_has_its_folder_and_ends_with_the_process_that_waits_for_it(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    assert nodes[0].run("pwd", cwd=tmp_path).stdout == f"{tmp_path}\n"
+    with nodes[0].popen("sleep", 1000) as process:
+        wait_for(lambda: "sleep 1000" in nodes[0].run("ps", "ax").stdout)
+        process.terminate()
+    wait_for(lambda: "sleep 1000" not in nodes[0].run("ps", "ax").stdout)
+
+
+def test_nodes_reach_a_server_at_the_switch_and_nothing_outside() -> None:
+    with Switch() as switch, serving(switch):
+        assert seconds_to_connect(switch.add_node(), switch) is not None
+        with switch.popen("ip", "route", "get", "192.0.2.1", stderr=subprocess.PIPE) as outside:
+            assert "unreachable" in outside.communicate()[1]
 
 
 def test_nothing_is_left_of_a_testbed_whose_owner_is_killed() -> None:

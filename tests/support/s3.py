@@ -1,4 +1,4 @@
-"""An S3 server on loopback, and a proxy in front of it that injects faults."""
+"""An S3 server, and a proxy in front of it that injects faults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import socket
 import socketserver
 import subprocess
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from pyarrow import fs
+
+from infra.testbed.namespaces import Switch
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -28,18 +31,19 @@ Fault = Literal["none", "fail", "cut request", "cut reply", "stall"]
 
 @dataclass(frozen=True)
 class S3:
-    """A server with one bucket, at this port of this machine."""
+    """A server with one bucket."""
 
     port: int
+    host: str = "127.0.0.1"
 
     @property
     def files(self) -> fs.S3FileSystem:
-        address = {"scheme": "http", "endpoint_override": f"127.0.0.1:{self.port}"}
+        address = {"scheme": "http", "endpoint_override": f"{self.host}:{self.port}"}
         keys = {"access_key": "a", "secret_key": "b", "region": "us-east-1"}
         return fs.S3FileSystem(**keys, **address, allow_bucket_creation=True)
 
     def uri(self, path: str = "") -> str:
-        options = f"scheme=http&endpoint_override=127.0.0.1:{self.port}&region=us-east-1"
+        options = f"scheme=http&endpoint_override={self.host}:{self.port}&region=us-east-1"
         return f"s3://a:b@bucket/{path}?{options}"
 
     def put(self, folder: Path, path: str) -> None:
@@ -56,17 +60,41 @@ class S3:
 
 @contextmanager
 def started() -> Iterator[S3]:
-    """Start moto's server from the venv that `make test` creates for it."""
-    command = [str(PROGRAM), "-H", "127.0.0.1", "-p", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    """Start a server on loopback."""
+    command = _command("127.0.0.1")
+    with _serving(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as port:
+        server = S3(port)
+        server.files.create_dir("bucket")
+        yield server
+
+
+@contextmanager
+def started_at(switch: Switch) -> Iterator[S3]:
+    """Start a server that only the nodes of the switch reach."""
+    command = _command(switch.address)
+    with _serving(switch.popen(*command, stderr=subprocess.PIPE)) as port:
+        server = S3(port, switch.address)
+        code = f"from tests.support.s3 import S3; {server}.files.create_dir('bucket')"
+        with switch.popen(sys.executable, "-c", code, cwd=REPOSITORY) as created:
+            assert created.wait() == 0
+        yield server
+
+
+def _command(address: str) -> list[str]:
+    """Return the command of moto's server, from the venv that `make test` creates for it."""
+    return [str(PROGRAM), "-H", address, "-p", "0"]
+
+
+@contextmanager
+def _serving(process: subprocess.Popen[str]) -> Iterator[int]:
+    """Yield the port of the server once it listens, and end it afterwards."""
+    with process:
         try:
             assert process.stderr is not None
             ready = next(line for line in process.stderr if "Running on http" in line)
             # The server logs every request; unread, the pipe would fill and block it.
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            server = S3(int(re.findall(r":(\d+)", ready)[0]))
-            server.files.create_dir("bucket")
-            yield server
+            yield int(re.findall(r":(\d+)", ready)[0])
         finally:
             process.terminate()
 

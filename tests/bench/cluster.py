@@ -1,0 +1,117 @@
+"""Benchmark of training on two nodes of one core each. Takes 10 minutes.
+
+    MNIST_DIR=... make bench-cluster        # MNIST_DIR: a folder of MNIST's files
+
+The ceiling of two nodes is two runs of one worker each, side by side. Both are measured in turn,
+and every ratio is the median over rounds. Prints a table, and one line of JSON last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from infra.testbed import cluster
+from infra.testbed.cluster import Cluster
+from pipeline.artifacts.storage import Storage
+from pipeline.cluster import connection
+from pipeline.config import Data, Preprocess
+from pipeline.stages.preprocess import preprocess
+from tests.bench import stream
+from tests.bench.train import PIPELINE, ratio, row
+
+ROUNDS = 3
+
+STREAMED_ROWS = 400_000
+
+Flags: TypeAlias = tuple[object, ...]
+
+Metrics: TypeAlias = list[dict[str, float]]
+"""The metrics of each epoch of a run."""
+
+STREAMED: Flags = ("--train.memory-mib", 64)
+
+
+class Bench:
+    """Trains on two nodes of a core each; the head has neither."""
+
+    def __init__(self, testbed: Cluster, root: Path) -> None:
+        self._testbed, self._root = testbed, root
+
+    def train(self, ref: str, *flags: object, runs: int = 1) -> list[Metrics]:
+        """Train so many runs side by side, from scratch, with the same flags but for the seed."""
+        shutil.rmtree(self._root / "runs", ignore_errors=True)
+        command = (*PIPELINE, "train", "fast", "--root", self._root, "--dataset", ref, *flags)
+        processes = [self._testbed.popen(*command, "--train.seed", seed) for seed in range(runs)]
+        if any([process.wait() for process in processes]):
+            sys.exit("a run failed")
+        logs = [path.read_text() for path in self._root.glob("runs/*/metrics.jsonl")]
+        return [[json.loads(line) for line in log.splitlines()] for log in logs]
+
+    def compare(self, ref: str, rows: int, epochs: int, *flags: object) -> dict[str, float]:
+        """Return images per second of two workers, and of their ceiling: `rows` each per step."""
+        flags = (*flags, "--train.epochs", epochs, "--train.batch-size")
+        apart = self.train(ref, *flags, rows, runs=2)
+        (together,) = self.train(ref, *flags, 2 * rows, "--train.num-workers", 2)
+        rates = {"two": rate(together), "ceiling": sum(map(rate, apart))}
+        if "bytes_read" in together[0]:
+            read = [sum(line["bytes_read"] for line in run) for run in (together, apart[0])]
+            rates |= {"bytes_two": read[0], "bytes_one": read[1]}
+        return rates
+
+    def compare_steps(self, ref: str) -> dict[str, float]:
+        """Return images per second of one worker by the step of each name."""
+        flags = ("--train.epochs", 10, "--train.batch-size", 512, "--train.step")
+        return {step: rate(*self.train(ref, *flags, step)) for step in ("fast", "textbook")}
+
+
+def rate(run: Metrics) -> float:
+    """Return images per second; the first epochs warm up."""
+    return median(line["images_per_s"] for line in run[2:])
+
+
+def main() -> None:
+    source = os.environ.get("MNIST_DIR")
+    if not source:
+        sys.exit("MNIST_DIR is not set: set it to a folder of the four files of MNIST.")
+    names = ("two_nodes_512", "two_nodes", "two_nodes_stream")
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (*names, "steps")}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        with connection.connected():
+            ref = preprocess(Preprocess(root=folder, data=Data(source=source))).ref
+        large = stream.make(Storage(folder), ref, STREAMED_ROWS).ref
+        with cluster.started(1, cpus=0, shared=root) as testbed:
+            testbed.cpus = 1
+            for core in sorted(os.sched_getaffinity(0))[:2]:
+                testbed.add_node(core=core)
+            bench = Bench(testbed, root)
+            for _ in range(ROUNDS):
+                rounds["two_nodes_512"].append(bench.compare(ref, 512, 20))
+                rounds["two_nodes"].append(bench.compare(ref, 4096, 20))
+                rounds["two_nodes_stream"].append(bench.compare(large, 4096, 6, *STREAMED))
+                rounds["steps"].append(bench.compare_steps(ref))
+
+    figures = {f"{name}_vs_ceiling": ratio(rounds[name], "two", "ceiling") for name in names}
+    if "bytes_two" in rounds["two_nodes_stream"][0]:
+        figures["rank_bytes_ratio"] = ratio(rounds["two_nodes_stream"], "bytes_two", "bytes_one")
+    figures["textbook_vs_fast_step"] = ratio(rounds["steps"], "textbook", "fast")
+    table = Table("images/s", "median", "each round")
+    for name, measured in rounds.items():
+        for what in measured[0]:
+            row(table, f"{name}: {what}", (r[what] for r in measured), ",.0f")
+    Console(width=100).print(table)
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
