@@ -34,10 +34,15 @@ def _with_own_address(backend: type[Any]) -> type[Any]:
 
 def use_interface_of_node() -> None:
     """Let gloo and nccl use the network interface of the node's address, unless the user chose."""
-    interface = interface_of(ray.util.get_node_ip_address())
+    interface = interface_of(own_address())
     for variable in INTERFACE_VARIABLES:
         if interface and variable not in os.environ:
             os.environ[variable] = interface
+
+
+def own_address() -> str:
+    """Return the address of this node in Ray, at which other nodes reach it."""
+    return str(ray.util.get_node_ip_address())
 
 
 def interface_of(address: str) -> str | None:

@@ -104,8 +104,8 @@ def test_a_run_resumes_after_sigkill_of_the_driver_and_a_truncated_ray_index(
     # Ray's agents may live for another minute, but they do not write to the run.
     wait_for(lambda: not workers(run))
     assert not list(root.glob("runs/*/manifest.json"))
-    (attempt,) = root.glob("runs/*/.attempt")
-    (attempt / "checkpoint_manager_snapshot.json").write_bytes(b'{"checkpo')
+    (folder,) = root.glob("runs/*")
+    (folder / "checkpoint_manager_snapshot.json").write_bytes(b'{"checkpo')
     assert run.run().returncode == 0
     assert_same_run(root, train_undisturbed(artifacts, LONG), kept)
 

@@ -16,7 +16,7 @@ from pipeline.recipes import Training
 from pipeline.training.augment import Augment
 from pipeline.training.batch_loader import BatchGroup, BatchLoader
 from pipeline.training.kernels import vectors
-from pipeline.training.kernels.gradient_sync import GradientSync
+from pipeline.training.kernels.gradient_sync import create_gradient_sync
 from pipeline.training.kernels.manual_step import ManualStep
 from pipeline.training.kernels.optimizers import OPTIMIZERS
 from pipeline.training.schedule import Rate
@@ -47,7 +47,7 @@ class MlpStep:
         if not (augment or training.weight_decay):
             pixels = loader.drop_zero_pixels()
         self._positions = vectors.positions(model.sizes, pixels)
-        self._sync = GradientSync(self._parameters[self._positions])
+        self._sync = create_gradient_sync(self._parameters[self._positions])
         self._trained = self._sync.parameters
         self._optimizer = OPTIMIZERS[training.optimizer](
             self._trained[self._sync.own_slice],
