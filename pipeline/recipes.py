@@ -38,8 +38,8 @@ class Training(Settings):
     seed: int = Field(default=0, ge=0)
     """Random seed for initial weights, shuffling and augmentation."""
     memory_mib: int = Field(default=1024, ge=1)
-    """Memory per worker for the images of a split (MiB). Larger splits are streamed in windows of
-    half this size, shuffled by shard, then within each window."""
+    """Memory per worker for the images of a split (MiB). Larger splits are streamed: each worker
+    reads its part of the shards, and every batch mixes up to 64 of them."""
     checkpoint_every: int = Field(default=5, ge=1)
     """Epochs from one checkpoint to the next: the most that a crash costs."""
     num_workers: int = Field(default=1, ge=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.models.mlp import Mlp
 from pipeline.training import checkpoints
 from pipeline.training.augment import Augment
-from pipeline.training.batch_loader import BatchGroup, BatchLoader
+from pipeline.training.batch_loader import BatchGroup, BatchLoader, Order
 from pipeline.training.kernels.manual_step import ManualStep, flatten
 from pipeline.training.parallel_step import ParallelStep
 from pipeline.training.run_state import TrainJob, read_metrics, write_metrics
@@ -76,10 +76,9 @@ class Worker:
         self.device = torch.device(job.device)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.train = self._loader(
-            job, "train", training.batch_size, training.seed if training.shuffle else None
-        )
-        self.val = self._loader(job, "val", EVALUATION_ROWS * self.world_size)
+        order: Order = "shuffled" if training.shuffle else "file"
+        self.train = self._loader(job, "train", order, training.batch_size)
+        self.val = self._loader(job, "val", "any", EVALUATION_ROWS * self.world_size)
         self.steps_per_epoch = math.ceil(self.train.rows / training.batch_size)
         self.num_classes = image.num_classes
 
@@ -226,19 +225,18 @@ class Worker:
             state = states[0]
         return state
 
-    def _loader(
-        self, job: TrainJob, split: str, batch_size: int, seed: int | None = None
-    ) -> BatchLoader:
+    def _loader(self, job: TrainJob, split: str, order: Order, batch_size: int) -> BatchLoader:
         return BatchLoader(
             job.storage,
             job.dataset,
             split,
+            order=order,
             batch_size=batch_size,
             memory_bytes=job.training.memory_mib << 20,
             device=self.device,
             rank=self.rank,
             world_size=self.world_size,
-            seed=seed,
+            seed=job.training.seed,
         )
 
 

@@ -10,6 +10,7 @@ from pipeline.artifacts.commit import digest
 from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.recipes import Training
+from pipeline.training.lanes import num_lanes
 
 TRAINING_FORMAT = 1
 """Part of every run's name: raise it if the code trains other weights from the same settings. Such
@@ -19,7 +20,7 @@ only rounds sums differently is none."""
 NEUTRAL = {"memory_mib", "checkpoint_every", "num_workers", "cpus_per_worker", "device"}
 """Settings that are left out of the name, because the weights do not depend on them except by the
 rounding of sums. So a run may be resumed with others. The name has the device that was used, and
-the size of a window of a split that memory does not hold."""
+the number of lanes of a split that memory does not hold."""
 
 CHECKPOINTS = "checkpoints.json"
 
@@ -40,16 +41,8 @@ class TrainJob:
 def run_name(dataset: DatasetManifest, training: Training, device: str) -> str:
     """Return the recipe and a digest of all that decides the weights of a run on this device."""
     settings = training.model_dump(mode="json", exclude=NEUTRAL)
-    window = window_rows(dataset, "train", training.memory_mib << 20)
-    return f"{training.recipe}-{digest(TRAINING_FORMAT, dataset.ref, settings, device, window)}"
-
-
-def window_rows(dataset: DatasetManifest, split: str, memory_bytes: int) -> int | None:
-    """Return the most rows of a window, or None if the memory holds the images of the split."""
-    num_pixels = dataset.image.num_pixels
-    if dataset.rows[split] * num_pixels <= memory_bytes:
-        return None
-    return memory_bytes // 2 // num_pixels
+    lanes = num_lanes(dataset, "train", training.memory_mib << 20)
+    return f"{training.recipe}-{digest(TRAINING_FORMAT, dataset.ref, settings, device, lanes)}"
 
 
 def reset_run(storage: Storage, folder: str) -> None:

@@ -16,12 +16,17 @@ from tests.support.sample_data import HEIGHT, WIDTH, make_images
 IMAGE = ImageSpec(HEIGHT, WIDTH, ("a", "b", "c"))
 
 
-def write_dataset(storage: Storage, *, rows_per_shard: int = 40, **rows: int) -> DatasetManifest:
+def write_dataset(
+    storage: Storage, *, rows_per_shard: int = 40, by_class: bool = False, **rows: int
+) -> DatasetManifest:
     """Commit a dataset with this number of rows by split (default: 100 each)."""
     rows = {"train": 100, "val": 100, "test": 100, **rows}
     files = []
     for seed, (split, count) in enumerate(rows.items()):
         images, labels = make_images(count, seed=seed)
+        if by_class:
+            order = labels.argsort()
+            images, labels = images[order], labels[order]
         for number, start in enumerate(range(0, count, rows_per_shard)):
             own = slice(start, start + rows_per_shard)
             shard = LabeledImages(np.arange(count)[own], images[own], labels[own])

@@ -100,7 +100,7 @@ def validate(job: TrainJob) -> dict[int, dict[str, Any]]:
     assert whole is not None
     results = dict[int, dict[str, Any]]()
     for rows in (len(whole.labels), 7, 1):
-        worker.val._whole = type(whole)(whole.images[:rows], whole.labels[:rows])
+        worker.val.rows = rows
         rank_rows = sum(len(group.labels) for group in worker.val.epoch())
         results[rows] = {"rows": rank_rows, "totals": worker._validate()}
     return results

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.artifacts.manifests import DatasetManifest
+from pipeline.artifacts.manifests import DatasetManifest, FileEntry
 from pipeline.artifacts.storage import Storage
 from pipeline.recipes import RECIPES, Training
 from pipeline.training.batch_loader import AUGMENT, SHUFFLE, stream_seed
+from pipeline.training.lanes import num_lanes
 from pipeline.training.loop import train_worker
 from pipeline.training.run_state import TrainJob, run_name, write_metrics
 from tests.support.local_artifacts import write_dataset
@@ -62,11 +63,16 @@ def test_the_device_and_the_dataset_are_in_the_name(dataset: DatasetManifest) ->
     assert len({name(dataset), name(dataset, "cuda"), name(other)}) == 3
 
 
-def test_memory_is_in_the_name_if_it_does_not_hold_the_split(dataset: DatasetManifest) -> None:
-    large = dataset.model_copy(update={"rows": {**dataset.rows, "train": 100_000}})
-    names = [name(large, memory_mib=mib) for mib in (1, 2, 12, 1024)]
-    assert len(set(names)) == 3
-    assert names[2] == names[3], "12 MB hold 100,000 images of 120 pixels"
+def test_lanes_are_in_the_name_if_memory_does_not_hold_the_split(dataset: DatasetManifest) -> None:
+    files = [
+        FileEntry(path=f"train/{number}", bytes=1, sha256="0" * 64, rows=1000)
+        for number in range(100)
+    ]
+    large = dataset.model_copy(update={"rows": {"train": 100_000}, "files": tuple(files)})
+    memory = (1, 2, 8, 9, 11, 12, 1024)
+    lanes = [num_lanes(large, "train", mib << 20) for mib in memory]
+    assert lanes == [4, 8, 34, 39, 48, None, None], "12 MB hold 100,000 images of 120 pixels"
+    assert len({name(large, memory_mib=mib) for mib in memory}) == 6
 
 
 def test_each_use_of_random_numbers_in_an_epoch_has_its_own() -> None:
