@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from threading import Lock
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline.arrays import Int64Array
-from pipeline.artifacts.manifests import DatasetManifest, FileEntry
+from pipeline.artifacts.commit import read_file
+from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.storage import Storage
 from pipeline.data import shards
 from pipeline.errors import SettingError
@@ -101,9 +103,11 @@ class BatchLoader:
         self._shard_rows = np.array(shard_rows(dataset, split), np.int64)
         self.rows = dataset.rows[split]
         self.bytes_read = 0
-        """Bytes of the shards that this worker read, up to the last epoch that ended."""
+        """Bytes of the shards that this worker read so far."""
         self.waited_s = 0.0
         """Seconds in which no step could run, because rows were not read yet."""
+        # One shard at a time is decoded: that must leave the other cores to the steps.
+        self._decoding = Lock()
         self._whole: Rows | None = None
         lanes = num_lanes(dataset, split, memory_bytes)
         self._num_lanes = 1 if order == "file" or lanes is None else lanes
@@ -113,8 +117,9 @@ class BatchLoader:
             self._own_lanes = range(start, stop)
         if lanes is None:
             started = time.perf_counter()
-            rows = self._read(self._files)
-            self._whole = Rows(rows.images.to(device), rows.labels.to(device))
+            rows = shards.read(storage, dataset, self._files)
+            images = torch.from_numpy(rows.images).to(device)
+            self._whole = Rows(images, torch.from_numpy(rows.labels).to(device, torch.int64))
             self.waited_s = time.perf_counter() - started
             self.bytes_read = sum(file.bytes for file in self._files)
         elif order == "shuffled" and lanes < world_size:
@@ -172,7 +177,7 @@ class BatchLoader:
         slot_rows = int(self._shard_rows.max())
         held = self._memory_bytes // (slot_rows * self._dataset.image.num_pixels)
         pool = ShardPool(
-            lambda shard: self._read_shuffled(int(dealt[shard]), number),
+            lambda shard, *rows: self._read_shuffled(int(dealt[shard]), number, *rows),
             uses,
             num_slots=min(len(uses), max(2 * len(self._own_lanes), held)),
             slot_rows=slot_rows,
@@ -187,8 +192,6 @@ class BatchLoader:
         finally:
             pool.close()
             self.waited_s += pool.waited_s
-            read = dealt[[use.shard for use in uses[: pool.num_started]]]
-            self.bytes_read += sum(self._files[shard].bytes for shard in read)
 
     def _groups(self, first_step: int) -> Iterator[Int64Array]:
         """Yield the places where the batches of each group begin, and where the last ends.
@@ -224,15 +227,18 @@ class BatchLoader:
         seed = stream_seed(self._seed, epoch, SHUFFLE, *parts)
         return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
-    def _read_shuffled(self, shard: int, epoch: int) -> Rows:
-        rows = self._read([self._files[shard]])
-        # Number 0 is the order of the shards.
-        order = self._permutation(len(rows.labels), epoch, 1 + shard)
-        return rows if order is None else Rows(rows.images[order], rows.labels[order])
-
-    def _read(self, files: list[FileEntry]) -> Rows:
-        rows = shards.read(self._storage, self._dataset, files)
-        return Rows(torch.from_numpy(rows.images), torch.from_numpy(rows.labels).long())
+    def _read_shuffled(self, shard: int, epoch: int, images: Tensor, labels: Tensor) -> None:
+        """Write the rows of a shard, in the order of this epoch, to images and labels."""
+        content = read_file(self._storage, f"datasets/{self._dataset.ref}", self._files[shard])
+        # Part 0 is the order of the shards.
+        order = self._permutation(len(labels), epoch, 1 + shard)
+        numbers = np.arange(len(labels)) if order is None else order.numpy()
+        with self._decoding:
+            self.bytes_read += len(content)
+            rows = shards.decode(content, self._dataset.image)
+            # With another mode, numpy would write to a buffer first.
+            np.take(rows.images, numbers, axis=0, out=images.numpy(), mode="clip")
+            np.take(rows.labels.astype(np.int64), numbers, out=labels.numpy(), mode="clip")
 
 
 def stream_seed(seed: int, number: int, use: int, *parts: int) -> int:

@@ -28,6 +28,8 @@ class ShardUse(NamedTuple):
     """Index of the shard among those dealt."""
     row: int
     """Number of its first row, counted lane by lane."""
+    rows: int
+    """Number of its rows."""
     begin: int
     """Place of its first row in the order of the epoch."""
     end: int
@@ -86,6 +88,7 @@ class Lanes:
             columns = (
                 shards,
                 self.starts[lane] + starts,
+                self._rows[shards],
                 self.places(lane, starts),
                 self.places(lane, stops - 1) + 1,
             )
