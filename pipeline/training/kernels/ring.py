@@ -1,7 +1,7 @@
 """Exchange gradients between the workers of several nodes, over connections in a ring.
 
-Each worker sends to the next rank and receives from the one before. Slices of the gradient go round
-once and are summed on the way; updated slices of the parameters go round once more.
+Each worker sends to the next rank and receives from the previous rank. Slices of the gradient go
+round once and are summed on the way; updated slices of the parameters go round once more.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RingSync(GradientSync):
             self._exchange(self.parameters[sent], self.parameters[received])
 
     def _exchange(self, sent: Tensor, received: Tensor) -> None:
-        """Send one vector to the next rank while another comes from the one before."""
+        """Send a vector to the next rank while another comes from the previous rank."""
         to_send, to_receive = _bytes(sent), _bytes(received)
         spins = 0
         while to_send or to_receive:
@@ -93,7 +93,7 @@ def _bytes(vector: Tensor) -> memoryview:
 
 
 def _connect(rank: int, world_size: int) -> tuple[socket.socket, socket.socket]:
-    """Connect the ranks in a ring; return the connections to the next and from the one before."""
+    """Connect the ranks in a ring; return the connections to the next and from the previous."""
     address = own_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, backlog=world_size) as server:
