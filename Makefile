@@ -23,7 +23,7 @@ test-public: .venv/ready
 
 # On several nodes, which it makes on this machine.
 test-cluster: .venv/ready $(OTHER_CLIENTS)
-	$(BIN)/pytest -m cluster
+	$(BIN)/pytest -m "cluster and not slow"
 
 test-slow: .venv/ready $(OTHER_CLIENTS)
 	$(BIN)/pytest -m slow
