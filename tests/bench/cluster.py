@@ -62,11 +62,15 @@ class Bench:
         flags = (*flags, "--train.epochs", epochs, "--train.batch-size")
         apart = self.train(ref, *flags, rows, runs=2)
         (together,) = self.train(ref, *flags, 2 * rows, "--train.num-workers", 2)
-        rates = {"two": rate(together), "ceiling": sum(map(rate, apart))}
-        if "bytes_read" in together[0]:
-            read = [sum(line["bytes_read"] for line in run) for run in (together, apart[0])]
-            rates |= {"bytes_two": read[0], "bytes_one": read[1]}
-        return rates
+        bytes_two, bytes_one = (
+            sum(line["bytes_read"] for line in run) for run in (together, apart[0])
+        )
+        return {
+            "two": rate(together),
+            "ceiling": sum(map(rate, apart)),
+            "bytes_two": bytes_two,
+            "bytes_one": bytes_one,
+        }
 
     def compare_steps(self, ref: str) -> dict[str, float]:
         """Return images per second of one worker by the step of each name."""
@@ -102,8 +106,7 @@ def main() -> None:
                 rounds["steps"].append(bench.compare_steps(ref))
 
     figures = {f"{name}_vs_ceiling": ratio(rounds[name], "two", "ceiling") for name in names}
-    if "bytes_two" in rounds["two_nodes_stream"][0]:
-        figures["rank_bytes_ratio"] = ratio(rounds["two_nodes_stream"], "bytes_two", "bytes_one")
+    figures["rank_bytes_ratio"] = ratio(rounds["two_nodes_stream"], "bytes_two", "bytes_one")
     figures["textbook_vs_fast_step"] = ratio(rounds["steps"], "textbook", "fast")
     table = Table("images/s", "median", "each round")
     for name, measured in rounds.items():
