@@ -138,7 +138,8 @@ class Score(ForcedStage):
     rows_per_shard: int = Field(default=25_000, ge=1)
     """Rows per Parquet shard of scores."""
     num_workers: int | None = Field(default=None, ge=1)
-    """Predictors that run in parallel (default: one per free CPU, or per GPU, of the cluster)."""
+    """Predictors that run in parallel (default: one per free CPU of the cluster, on `cuda` one per
+    free GPU)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the predictors. Scoring fails if the cluster does not have it."""
 

@@ -30,18 +30,20 @@ def require(*, cpus: int = 0, gpus: int = 0) -> None:
     """
     for unit, wanted in (("CPU", cpus), ("GPU", gpus)):
         total = _count(ray.cluster_resources(), unit)
+        asked = f"{wanted} {unit}s were" if wanted > 1 else f"1 {unit} was"
         if wanted > total:
+            advice = "Ask for fewer workers, or add nodes."
+            if unit == "GPU" and not total:
+                advice = "Use the device cpu, or add a node with a GPU."
             raise ResourcesMissing(
-                f"{wanted} {unit}s were asked for, but the cluster has {total}. "
-                "Ask for fewer workers, or add nodes."
+                f"{asked} asked for, but the cluster has {total or 'none'}. {advice}"
             )
         deadline = time.monotonic() + FREE_TIMEOUT_S
         while wanted > (free := _count(ray.available_resources(), unit)):
             if time.monotonic() > deadline:
                 raise ResourcesMissing(
-                    f"{wanted} {unit}s were asked for, but {total - free} of the cluster's {total} "
-                    "are held by other jobs or servers. Wait for them, stop them, or ask for fewer "
-                    "workers."
+                    f"{asked} asked for, but {total - free} of the cluster's {total} are held by "
+                    "other jobs or servers. Wait for them, stop them, or ask for fewer workers."
                 )
             time.sleep(0.1)
 
@@ -155,6 +157,11 @@ def num_free_cpus() -> int:
 def num_gpus() -> int:
     """Return the number of whole GPUs of the cluster."""
     return _count(ray.cluster_resources(), "GPU")
+
+
+def num_free_gpus() -> int:
+    """Return the number of whole free GPUs, at least 1."""
+    return max(1, _count(ray.available_resources(), "GPU"))
 
 
 def _count(resources: dict[str, float], unit: str) -> int:

@@ -25,6 +25,9 @@ Device = Literal["cpu", "cuda"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+# By default, CUDA rounds the factors of products to TF32, which has 10 bits after the point.
+PROVIDER_OPTIONS: dict[Device, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+
 MAX_BATCH_ROWS = 4096
 
 MAX_BATCH_PIXELS = 2**22
@@ -37,7 +40,7 @@ class Predictor:
     """A model version on one device. Several threads may call `predict` at once.
 
     Raise ArtifactDamaged if the file is not the published one, ModelRejected if its tensors are not
-    those of its manifest, ResourcesMissing if the device is not available.
+    those of its manifest or the device lacks a node, ResourcesMissing if the device is missing.
     """
 
     def __init__(
@@ -80,7 +83,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """Open a session on exactly this device, with exactly this number of threads.
 
-    Raise ResourcesMissing if onnxruntime cannot use the device: it never falls back to another.
+    Nothing falls back to another device: raise ResourcesMissing if onnxruntime cannot use this one,
+    ModelRejected if it would run nodes elsewhere.
     """
     provider = PROVIDERS[device]
     if provider not in ort.get_available_providers():
@@ -94,16 +98,40 @@ def open_session(
     options.log_severity_level = 4
     # Threads that spin between two calls take CPU time from the other replicas of the machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if device == "cuda":
         ort.preload_dlls()
-    session = ort.InferenceSession(data, options, providers=[provider], enable_fallback=0)
+    session = ort.InferenceSession(
+        data, options, providers=[(provider, PROVIDER_OPTIONS[device])], enable_fallback=0
+    )
     used = session.get_providers()[0]
     if used != provider:
         raise ResourcesMissing(
             f"{provider} did not load, and onnxruntime chose {used} instead. "
-            "Check the GPU, its driver and the CUDA libraries, or use --device cpu."
+            "Check the GPU, its driver and the CUDA libraries (pip install '.[cuda]'), or use "
+            "--device cpu."
         )
+    require_all_nodes(session, provider)
     return session
+
+
+def require_all_nodes(session: ort.InferenceSession, provider: str) -> None:
+    """Raise ModelRejected if a node of the graph runs on another execution provider.
+
+    The session must record where its nodes run. onnxruntime's own `disable_cpu_ep_fallback` does
+    not name the nodes.
+    """
+    elsewhere = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+    }
+    if elsewhere:
+        raise ModelRejected(
+            f"{provider} cannot run these nodes of the model: {', '.join(sorted(elsewhere))}. "
+            "Use --device cpu, or a version that was exported without --uint8."
+        )
 
 
 def run_session(

@@ -9,6 +9,7 @@ the scores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import pyarrow as pa
 import ray.data
@@ -33,12 +34,10 @@ from pipeline.data.shard_writer import REJECTED, Shard, ShardWriter
 from pipeline.data.shards import encode_parquet
 from pipeline.data.streaming import result_block, stream
 from pipeline.errors import DataError, SettingError
-from pipeline.models.predictor import Predictor
+from pipeline.models.predictor import Predictor, batches
 
 INPUT = "input"
 """The name of all rows of the input in blocks, in place of a split's."""
-
-BATCH_ROWS = 4096
 
 SCORES_FORMAT = 1
 """Part of the version of scores: raise it if the same input and model give other scores."""
@@ -163,13 +162,16 @@ def _score_shards(
     """
     tasks = plan_tasks(plan, INPUT, columns=settings.columns, numbers=numbers)
     gpus = 1 if settings.device == "cuda" else 0
-    available = max(1, resources.num_gpus()) if gpus else resources.num_free_cpus()
+    available = resources.num_free_cpus()
+    if gpus:
+        available = min(available, resources.num_free_gpus())
     workers = min(settings.num_workers or available, len(tasks))
     resources.require(cpus=workers, gpus=gpus * workers)
     images = read_tasks(tasks, num_gpus=gpus)
     # The shards of a task stay in one block; Ray would cut it at 128 MiB.
     images.context.target_max_block_size = None
-    scored = images.map_batches(
+    # On GPUs, `map_batches` takes batches of so many rows only, and not the shards of a task.
+    scored = images.map_batches_internal(
         Scorer,
         batch_size=None,
         batch_format="pyarrow",
@@ -201,8 +203,13 @@ class Scorer:
     def __init__(
         self, *, storage: Storage, model: str, writer: ScoresWriter, settings: Score
     ) -> None:
-        self.writer, self.settings = writer, settings
-        self.predictor = Predictor(storage, find_model(storage, model), device=settings.device)
+        self.storage, self.model, self.writer, self.settings = storage, model, writer, settings
+
+    # Not in `__init__`: the driver would see a UserError raised there only as text.
+    @cached_property
+    def predictor(self) -> Predictor:
+        model = find_model(self.storage, self.model)
+        return Predictor(self.storage, model, device=self.settings.device)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         entries = self.writer.write(self._iter_shards(block))
@@ -223,9 +230,8 @@ class Scorer:
         """Return rows with scores in place of images."""
         images = blocks.images(rows)
         # If there are no rows, one empty batch gives the columns their types.
-        starts = range(0, max(len(images), 1), BATCH_ROWS)
         predictions = concat_predictions(
-            [self.predictor.predict(images[start : start + BATCH_ROWS]) for start in starts]
+            [self.predictor.predict(batch) for batch in list(batches(images)) or [images]]
         )
         scores = _score_columns(predictions, probabilities=self.settings.probabilities)
         others = {name: rows[name] for name in self.settings.columns}

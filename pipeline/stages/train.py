@@ -106,7 +106,10 @@ def _device(training: Training) -> str:
     cpus = workers * training.cpus_per_worker
     device = training.device
     if device == "auto":
-        device = "cuda" if resources.num_gpus() >= workers else "cpu"
+        gpus = resources.num_gpus()
+        device = "cuda" if gpus >= workers else "cpu"
+        if 0 < gpus < workers:
+            warn(f"{workers} workers need a GPU each, but the cluster has {gpus}; training on CPUs")
     resources.require(cpus=cpus, gpus=workers if device == "cuda" else 0)
     if device == "cuda" and (problem := find_unusable_gpus()):
         if training.device == "cuda":

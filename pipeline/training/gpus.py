@@ -1,9 +1,14 @@
-"""Whether torch can use the GPUs that Ray counts."""
+"""Check that torch can use the GPUs that Ray counts, and that each worker has enough of its own."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import ResourcesMissing
 
 PROBE_TIMEOUT_S = 60
 """Time for a node to import torch and try its GPU."""
@@ -28,6 +33,33 @@ def find_unusable_gpus() -> str:
         if problem:
             return f"torch cannot use the GPUs of {hosts[task]} ({problem})"
     return ""
+
+
+def require_own_gpu(devices: Sequence[tuple[str, str]]) -> None:
+    """Raise ResourcesMissing if two ranks share a GPU; `devices` has each rank's host and GPU id.
+
+    nccl would fail with an error that does not say so.
+    """
+    ranks = defaultdict[tuple[str, str], list[int]](list)
+    for rank, device in enumerate(devices):
+        ranks[device].append(rank)
+    for (host, gpu), sharing in ranks.items():
+        if len(sharing) > 1:
+            raise ResourcesMissing(
+                f"Workers {', '.join(map(str, sharing))} share the GPU {gpu} of {host}, but each "
+                "needs its own. Start Ray there with --num-gpus as many as the node has, and "
+                "without RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES."
+            )
+
+
+def require_memory(needed: int, free: int) -> None:
+    """Raise ResourcesMissing if a worker needs more bytes of GPU memory than are free."""
+    if needed > free:
+        raise ResourcesMissing(
+            f"A worker needs {needed >> 20:,} MiB of GPU memory, but its GPU has {free >> 20:,} "
+            "MiB free. Give a smaller --train.memory-mib or --train.batch-size, or use a GPU with "
+            "more."
+        )
 
 
 def _try_cuda() -> str:

@@ -71,11 +71,28 @@ def test_the_server_needs_no_package_of_the_batch_side() -> None:
 
 @pytest.mark.parametrize("platform", ["aarch64-unknown-linux-gnu", "aarch64-apple-darwin"])
 def test_all_extras_resolve_on_arm(platform: str) -> None:
+    packages = resolve(platform, "all", "sample")
+    assert "onnxruntime" in packages
+    assert "onnxruntime-gpu" not in packages
+
+
+def test_the_server_on_a_gpu_has_cuda_without_torch() -> None:
+    packages = resolve("x86_64-unknown-linux-gnu", "serve", "cuda")
+    # What onnxruntime's CUDA provider loads, apart from the driver.
+    libraries = ("cublas", "cuda-nvrtc", "cuda-runtime", "cudnn-cu13", "cufft", "curand")
+    assert {f"nvidia-{library}" for library in libraries} <= packages.keys()
+    assert packages["nvidia-cuda-runtime"].startswith("13.0.")
+    assert "torch" not in packages
+
+
+def resolve(platform: str, *extras: str) -> dict[str, str]:
+    """Return the versions of the packages that pip would install for these extras."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header"]
-    command += [str(REPOSITORY / "pyproject.toml"), "--extra", "all", "--extra", "sample"]
+    command += ["--no-annotate", str(REPOSITORY / "pyproject.toml")]
+    command += [f"--extra={extra}" for extra in extras]
     command += ["--python-version", "3.11", "--python-platform", platform]
     environment = os.environ | {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
     completed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
-    assert "\nonnxruntime==" in completed.stdout
-    assert "onnxruntime-gpu" not in completed.stdout
+    pins = [line.partition(" ;")[0].split("==") for line in completed.stdout.splitlines()]
+    return {name: version for name, version in pins}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Artifacts
 from tests.support.processes import Command, pipeline
 from tests.support.sample_data import write_source
 from tests.support.servers import serving
@@ -117,17 +118,27 @@ from pipeline.errors import ResourcesMissing
 from pipeline.recipes import RECIPES
 from pipeline.stages.train import train
 
-def run(device):
-    recipe = RECIPES["fast"].model_copy(update={"epochs": 1, "device": device})
+def run(device, num_workers=1):
+    settings = {"epochs": 1, "device": device, "num_workers": num_workers}
+    recipe = RECIPES["fast"].model_copy(update=settings)
     return train(Train(root=sys.argv[1], dataset=sys.argv[2], train=recipe, force=True))
 
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-try:
-    run("cuda")
-except ResourcesMissing as error:
-    print(error)
-print(run("auto").device)
+for num_workers in (1, 2):
+    try:
+        run("cuda", num_workers)
+    except ResourcesMissing as error:
+        print(error)
+for num_workers in (1, 2):
+    print(run("auto", num_workers).device)
 """
+
+UNUSABLE_GPU = {
+    # Libraries see a GPU that no machine has, and Ray does not change that.
+    "CUDA_VISIBLE_DEVICES": "99",
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    "RAY_AUTH_TOKEN": "0" * 64,
+}
 
 
 @pytest.mark.slow
@@ -135,19 +146,29 @@ def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     flags: tuple[object, ...], tmp_path: Path
 ) -> None:
     dataset = pipeline("preprocess", "--root", tmp_path, *flags).run().stdout.strip()
-    env = {
-        # torch sees a GPU that no machine has, and Ray does not change that.
-        "CUDA_VISIBLE_DEVICES": "99",
-        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
-        "RAY_AUTH_TOKEN": "0" * 64,
-    }
-    command = Command(sys.executable, "-c", GPU_SCRIPT, tmp_path, dataset, env=env)
+    command = Command(sys.executable, "-c", GPU_SCRIPT, tmp_path, dataset, env=UNUSABLE_GPU)
     completed = command.run()
     assert completed.returncode == 0, completed.stderr
-    error, device = completed.stdout.splitlines()
-    assert error.startswith("--train.device is 'cuda', but torch cannot use the GPUs of ")
-    assert device == "cpu"
+    unusable, too_few, *devices = completed.stdout.splitlines()
+    assert unusable.startswith("--train.device is 'cuda', but torch cannot use the GPUs of ")
+    assert too_few.startswith("2 GPUs were asked for, but the cluster has 1.")
+    assert devices == ["cpu", "cpu"]
     assert "; training on the CPU" in completed.stderr
+    assert "2 workers need a GPU each, but the cluster has 1; training on CPUs" in completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+@pytest.mark.slow
+def test_gpus_that_onnxruntime_cannot_use_are_an_error(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    arguments = ("--root", artifacts.root, "--model", artifacts.model.ref, "--device", "cuda")
+    files = ("--input", f"{artifacts.dataset.ref}/test", "--output", tmp_path / "scores")
+    environment = {**UNUSABLE_GPU, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2, "GPU": 1}'}
+    completed = pipeline("score", *arguments, *files, **environment).run()
+    assert completed.returncode == 2, completed.stderr
+    # Ray may write a line of its own about its actors before.
+    assert completed.stderr.splitlines()[-1].startswith("error: CUDAExecutionProvider did not load")
     assert "Traceback" not in completed.stderr
 
 

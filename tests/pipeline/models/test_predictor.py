@@ -10,7 +10,13 @@ import pytest
 from pipeline.artifacts import registry
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ArtifactDamaged, ModelRejected, ResourcesMissing
-from pipeline.models.predictor import Device, Predictor, open_session, run_session_bound
+from pipeline.models.predictor import (
+    Device,
+    Predictor,
+    open_session,
+    require_all_nodes,
+    run_session_bound,
+)
 from tests.conftest import Artifacts
 from tests.support.sample_data import make_images
 
@@ -71,6 +77,13 @@ def test_a_missing_device_is_an_error(artifacts: Artifacts) -> None:
         pytest.skip("CUDA works on this machine")
     with pytest.raises(ResourcesMissing, match="[uU]se --device cpu"):
         Predictor(artifacts.storage, artifacts.model, device="cuda")
+
+
+def test_a_node_that_runs_on_another_device_is_an_error(artifacts: Artifacts) -> None:
+    folder = registry.model_folder(artifacts.model.name, artifacts.model.version)
+    session = open_session(artifacts.storage.read(f"{folder}/model.onnx"))
+    with pytest.raises(ModelRejected, match="cannot run these nodes of the model: ArgMax, Cast, "):
+        require_all_nodes(session, "CUDAExecutionProvider")
 
 
 @pytest.mark.parametrize("module", ["pipeline.models.predictor", "pipeline.artifacts.registry"])

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from PIL import Image
 
 from pipeline.artifacts.commit import load
@@ -21,7 +22,7 @@ from pipeline.cluster import resources
 from pipeline.config import Score
 from pipeline.data.readers import idx_format
 from pipeline.data.shards import read_split
-from pipeline.errors import ArtifactDamaged, DataError, SettingError
+from pipeline.errors import ArtifactDamaged, DataError, ResourcesMissing, SettingError
 from pipeline.models.predictor import Predictor
 from pipeline.stages.score import score
 from tests.conftest import Artifacts
@@ -281,6 +282,13 @@ def test_a_damaged_model_is_refused_before_scoring(artifacts: Artifacts, tmp_pat
     other = dataclasses.replace(artifacts, root=str(root))
     with pytest.raises(ArtifactDamaged, match="its manifest says"):
         run(other, f"{artifacts.dataset.ref}/test", tmp_path / "out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_without_a_gpu_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "images.parquet", image=image_column())
+    with pytest.raises(ResourcesMissing, match="1 GPU was asked for, but the cluster has none"):
+        run(artifacts, path, tmp_path / "out", device="cuda")
 
 
 def test_a_missing_input_is_refused(artifacts: Artifacts, tmp_path: Path) -> None:

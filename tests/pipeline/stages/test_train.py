@@ -118,7 +118,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused_at_once(root: str, artifacts: Artifacts) -> None:
-    with pytest.raises(ResourcesMissing, match="1 GPUs were asked for, but the cluster has 0"):
+    with pytest.raises(ResourcesMissing, match="1 GPU was asked for, but the cluster has none"):
         run(root, artifacts, TRAINING.model_copy(update={"device": "cuda"}))
 
 
