@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.errors import ResourcesMissing
 
 PROBE_TIMEOUT_S = 60
@@ -35,31 +36,41 @@ def find_unusable_gpus() -> str:
     return ""
 
 
-def require_own_gpu(devices: Sequence[tuple[str, str]]) -> None:
-    """Raise ResourcesMissing if two ranks share a GPU; `devices` has each rank's host and GPU id.
+def require_memory(dataset: DatasetManifest, memory_bytes: int, free: int) -> None:
+    """Raise ResourcesMissing if a GPU with so many free bytes cannot hold a worker's images.
 
-    nccl would fail with an error that does not say so.
+    A worker holds of `train` and `val` up to `memory_bytes` each.
     """
-    ranks = defaultdict[tuple[str, str], list[int]](list)
-    for rank, device in enumerate(devices):
-        ranks[device].append(rank)
-    for (host, gpu), sharing in ranks.items():
-        if len(sharing) > 1:
-            raise ResourcesMissing(
-                f"Workers {', '.join(map(str, sharing))} share the GPU {gpu} of {host}, but each "
-                "needs its own. Start Ray there with --num-gpus as many as the node has, and "
-                "without RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES."
-            )
-
-
-def require_memory(needed: int, free: int) -> None:
-    """Raise ResourcesMissing if a worker needs more bytes of GPU memory than are free."""
+    pixels = dataset.image.num_pixels
+    needed = sum(min(dataset.rows[split] * pixels, memory_bytes) for split in ("train", "val"))
     if needed > free:
         raise ResourcesMissing(
-            f"A worker needs {needed >> 20:,} MiB of GPU memory, but its GPU has {free >> 20:,} "
-            "MiB free. Give a smaller --train.memory-mib or --train.batch-size, or use a GPU with "
-            "more."
+            f"A worker holds {needed >> 20:,} MiB of images, but its GPU has {free >> 20:,} MiB "
+            "free. Give a smaller --train.memory-mib, to stream them, or use a GPU with more."
         )
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Raise ResourcesMissing for errors of torch about a GPU that is too small or shared."""
+    import torch
+    from torch.distributed import DistBackendError
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        needed = "; ".join(str(error).split(". ")[1:3])
+        raise ResourcesMissing(
+            f"The memory of a worker's GPU is too small: {needed}. Give a smaller "
+            "--train.batch-size or --train.memory-mib, or use a GPU with more."
+        ) from None
+    except DistBackendError as error:
+        if "Duplicate GPU" not in str(error):
+            raise
+        raise ResourcesMissing(
+            "Two workers share a GPU, but each needs its own. Start Ray on each node with "
+            "--num-gpus as many as it has, and without RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES."
+        ) from None
 
 
 def _try_cuda() -> str:

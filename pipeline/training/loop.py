@@ -24,6 +24,7 @@ from pipeline.models.factory import create_model
 from pipeline.recipes import Training
 from pipeline.training.augment import Augment
 from pipeline.training.batch_loader import BatchLoader, Order
+from pipeline.training.gpus import require_memory
 from pipeline.training.history import layout
 from pipeline.training.recorder import Recorder
 from pipeline.training.run_state import TrainJob
@@ -48,6 +49,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     world_size = ray.train.get_context().get_world_size()
     device = get_device()
     configure_torch(training)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(job.dataset, training.memory_mib << 20, free)
 
     train = _open_loader(job, "train", training.batch_size, device)
     val = _open_loader(job, "val", EVALUATION_ROWS * world_size, device)

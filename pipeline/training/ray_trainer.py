@@ -109,9 +109,11 @@ def run_workers(job: TrainJob, num_workers: int) -> dict[str, Any]:
 def work(config: dict[str, Any]) -> dict[str, Any]:
     """Train one rank; Ray Train calls this in each worker once torch.distributed is set up."""
     # The driver need not import what only workers use.
+    from pipeline.training.gpus import explained_errors
     from pipeline.training.loop import train_loop
 
-    return train_loop(config)
+    with explained_errors():
+        return train_loop(config)
 
 
 def _delete_ray_files(job: TrainJob) -> None:
