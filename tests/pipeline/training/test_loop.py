@@ -23,6 +23,8 @@ from pipeline.training.run_state import TrainJob
 from tests.support.local_artifacts import write_dataset
 from tests.support.ranks import on_ranks
 
+pytestmark = pytest.mark.ray
+
 FOLDER = "runs/x"
 
 COSTS = ("images_per_s", "data_wait_s", "bytes_read")
@@ -135,11 +137,11 @@ def test_the_recipe_tutorial_is_plain_sgd_in_file_order(
     [
         ("fast sgd", 1),
         ("fast adamw", 2),
-        ("textbook adamw", 1),
         ("textbook sgd", 4),
-        ("cnn", 4),
-        ("bf16", 2),
         ("own", 2),
+        pytest.param("textbook adamw", 1, marks=pytest.mark.slow),
+        pytest.param("cnn", 4, marks=pytest.mark.slow),
+        pytest.param("bf16", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_resumes_within_an_epoch_to_the_same_bits(

@@ -20,6 +20,8 @@ from pipeline.training.textbook_step import TextbookStep
 from tests.support.local_artifacts import write_dataset
 from tests.support.ranks import on_ranks
 
+pytestmark = pytest.mark.ray
+
 EPOCHS = 3
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -75,12 +77,13 @@ def train_both(root: str, training: Training) -> list[dict[str, Any]]:
     return results
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize(
+    ("name", "world_size"), [("mlp", 2), ("augmented", 1), ("cnn", 2), ("bf16", 1)]
+)
 def test_it_computes_what_the_textbook_step_computes(
-    tmp_path: Path, settings: dict[str, Any], world_size: int
+    tmp_path: Path, name: str, world_size: int
 ) -> None:
-    training = Training(batch_size=50, **settings)
+    training = Training(batch_size=50, **SETTINGS[name])
     for textbook, graph in on_ranks(world_size, train_both, str(tmp_path), training):
         tolerance = 1e-2 if training.precision == "bf16" else 1e-4
         torch.testing.assert_close(graph, textbook, rtol=tolerance, atol=tolerance / 10)
