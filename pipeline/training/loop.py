@@ -48,7 +48,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     training, image = job.training, job.dataset.image
     world_size = ray.train.get_context().get_world_size()
     device = get_device()
-    configure_torch(training)
+    configure_torch(training, device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         require_memory(job.dataset, training.memory_mib << 20, free)
@@ -110,16 +110,18 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
     return recorder.save(training.epochs, 0, sums)
 
 
-def configure_torch(training: Training) -> None:
+def configure_torch(training: Training, device: torch.device) -> None:
     """Set the threads, the precision and the determinism of this process."""
     torch.set_num_threads(training.cpus_per_worker)
     # CPUs multiply denormal numbers about a hundred times slower than others.
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision("high" if training.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = training.precision == "tf32"
-    # cuBLAS reads it when it is first used, and needs it to give the same bits again.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        # cuBLAS reads it when it is first used, and needs it to give the same bits again.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _open_loader(job: TrainJob, split: str, batch_size: int, device: torch.device) -> BatchLoader:
