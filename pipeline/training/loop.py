@@ -121,7 +121,7 @@ def configure_torch(training: Training, device: torch.device) -> None:
         # cuBLAS reads it when it is first used, and needs it to give the same bits again.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _open_loader(job: TrainJob, split: str, batch_size: int, device: torch.device) -> BatchLoader:
