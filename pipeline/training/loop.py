@@ -118,6 +118,7 @@ def configure_torch(training: Training, device: torch.device) -> None:
     torch.set_float32_matmul_precision("high" if training.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = training.precision == "tf32"
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         # cuBLAS reads it when it is first used, and needs it to give the same bits again.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
