@@ -59,9 +59,9 @@ def wait_for_workers(most: int, fewest: int, *, cpus: int, gpus: int, timeout_s:
         time.sleep(0.5)
     if room < fewest:
         raise ResourcesMissing(
-            f"The cluster lost nodes, and has room for {room} of {most} workers after waiting "
-            f"{timeout_s:.0f} s. Run the same command again when nodes are back, to continue from "
-            "the last checkpoint, or allow fewer with --train.min-workers."
+            f"Workers were lost, and after {timeout_s:.0f} s the cluster has room for {room} of "
+            f"{most}. Run the same command again when nodes are back, to continue from the last "
+            "checkpoint, or allow fewer workers with --train.min-workers."
         )
     return min(room, most)
 

@@ -79,9 +79,11 @@ class Augment:
 
         `images` are uint8 (rows, height, width) or (rows, height * width).
         """
+        if rank_slice.rows == 0:
+            return images.float()
         # The rank's rows may begin and end inside a field's images: pad them to whole fields.
         first, lead = divmod(rank_slice.start, IMAGES_PER_FIELD)
-        num_fields = max(1, -(-(lead + rank_slice.rows) // IMAGES_PER_FIELD))
+        num_fields = -(-(lead + rank_slice.rows) // IMAGES_PER_FIELD)
         trail = num_fields * IMAGES_PER_FIELD - lead - rank_slice.rows
         padded = F.pad(images.flatten(1).float(), (0, 0, lead, trail))
         fields = slice(first, first + num_fields)

@@ -129,6 +129,11 @@ class BatchLoader:
                 "allow a larger --train.memory-mib, or train with a smaller --train.num-workers."
             )
 
+    @property
+    def is_streamed(self) -> bool:
+        """Return whether the split does not fit the memory."""
+        return self._whole is None
+
     def drop_zero_pixels(self) -> Tensor:
         """Leave out pixels that are 0 in every row; return the indices of those kept.
 

@@ -19,7 +19,7 @@ def find_unusable_gpus() -> str:
     """Return why torch cannot use the GPUs of some node, or nothing if it can use all.
 
     Ray counts the GPUs of a node without asking torch, whose build or driver may not know them. A
-    node whose GPUs are all in use is not asked.
+    node whose GPUs are all in use does not answer in time.
     """
     probe = ray.remote(num_cpus=0, num_gpus=1, max_retries=0)(_try_cuda)
     hosts = {
@@ -29,7 +29,9 @@ def find_unusable_gpus() -> str:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
     }
-    answered, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=PROBE_TIMEOUT_S)
+    answered, waiting = ray.wait(list(hosts), num_returns=len(hosts), timeout=PROBE_TIMEOUT_S)
+    for task in waiting:
+        ray.cancel(task)
     for task, problem in zip(answered, ray.get(answered), strict=True):
         if problem:
             return f"torch cannot use the GPUs of {hosts[task]} ({problem})"
@@ -81,5 +83,5 @@ def _try_cuda() -> str:
         torch.zeros(1, device="cuda")
     # A build of torch without CUDA raises AssertionError.
     except (ImportError, RuntimeError, AssertionError) as error:
-        return str(error).splitlines()[0].rstrip(".")
+        return str(error).partition("\n")[0].rstrip(".")
     return ""

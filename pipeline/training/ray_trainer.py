@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -19,7 +20,8 @@ from ray.train import (
 )
 
 from pipeline.cluster import ray_hooks, resources
-from pipeline.errors import StorageError, TrainingFailed, UserError
+from pipeline.errors import SettingError, StorageError, TrainingFailed, UserError
+from pipeline.training.requirements import GraphRefused
 from pipeline.training.run_state import RAY_FILES, TrainJob, newest_checkpoint
 
 MAX_RESTARTS = 3
@@ -44,6 +46,10 @@ def fit(job: TrainJob) -> dict[str, Any]:
             return run_workers(job, num_workers)
         except TrainingFailedError as error:
             causes = _require_restartable(error)
+        refusals = [cause for cause in causes if isinstance(cause, GraphRefused)]
+        if refusals:
+            job = _without_graph(job, refusals[0])
+            continue
         newest = newest_checkpoint(job)
         restarts = 1 if newest != checkpoint else restarts + 1
         checkpoint = newest
@@ -139,10 +145,27 @@ def _require_restartable(error: TrainingFailedError) -> list[BaseException]:
     for cause in causes:
         if isinstance(cause, UserError):
             raise cause from None
-    # If a worker dies, torch.distributed raises RuntimeError in the others.
-    if not any(_is_death(cause) or isinstance(cause, RuntimeError) for cause in causes):
+    if not any(map(_is_restartable, causes)):
         raise error
-    return causes
+    return sorted(causes, key=_is_restartable, reverse=True)
+
+
+def _is_restartable(cause: BaseException) -> bool:
+    """Return whether a worker failed because a process or a connection was lost."""
+    from torch.distributed import DistError
+
+    lost = (GraphRefused, ConnectionError, TimeoutError, DistError)
+    # gloo raises RuntimeError with the name of its source file.
+    return _is_death(cause) or isinstance(cause, lost) or "gloo" in str(cause)
+
+
+def _without_graph(job: TrainJob, refused: GraphRefused) -> TrainJob:
+    """Return the job without CUDA graphs. Raise SettingError if the settings ask for them."""
+    reason = f"--train.model {job.training.model} does not allow a CUDA graph ({refused})"
+    if job.training.step == "fast":
+        raise SettingError(f"{reason}, which --train.step fast needs. Use --train.step textbook.")
+    logging.getLogger(__name__).warning("%s. It trains with --train.step textbook.", reason)
+    return replace(job, training=job.training.model_copy(update={"step": "textbook"}))
 
 
 def _is_death(cause: BaseException) -> bool:
@@ -155,4 +178,5 @@ def _describe(cause: BaseException) -> str:
         return "their node was taken away"
     if _is_death(cause):
         return "they were killed, their node was lost, or they ran out of memory"
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0].rstrip('.')}"
+    first_line = next(iter(str(cause).strip().splitlines()), "no message")
+    return f"{type(cause).__name__}: {first_line.rstrip('.')}"

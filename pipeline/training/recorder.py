@@ -20,8 +20,8 @@ from pipeline.training.run_state import TrainJob, read_metrics, write_metrics
 from pipeline.training.steps import TrainStep
 
 CHECK_S = 1.0
-"""Time from one look at the clock, and for notices of preemption, to the next. Each look is a
-message to all workers."""
+"""Seconds between two looks at the clock and for notices of preemption. Each is a message to all
+workers."""
 
 
 class Recorder:

@@ -6,6 +6,10 @@ from pipeline.errors import SettingError
 from pipeline.recipes import Training
 
 
+class GraphRefused(Exception):
+    """A network does not allow a CUDA graph. The argument is the reason."""
+
+
 def require_possible(training: Training, device: str) -> None:
     """Raise SettingError if these settings ask the device for what it cannot do."""
     missing = _missing_for_fast(training, device)

@@ -95,12 +95,13 @@ class ShardPool:
         if self._device.type == "cpu":
             self._read(use.shard, *slots)
             return
-        pinned = [torch.empty_like(part, device="cpu", pin_memory=True) for part in slots]
-        self._read(use.shard, *pinned)
-        for part, source in zip(slots, pinned, strict=True):
-            part.copy_(source, non_blocking=True)
-        # This thread's stream is another than that which gathers the rows.
-        torch.cuda.current_stream(self._device).synchronize()
+        # Each thread has a current device and a stream of its own.
+        with torch.cuda.device(self._device):
+            pinned = [torch.empty_like(part, device="cpu", pin_memory=True) for part in slots]
+            self._read(use.shard, *pinned)
+            for part, source in zip(slots, pinned, strict=True):
+                part.copy_(source, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
 
     def _wait_for_begun(self, place: int) -> list[int]:
         """Wait for the shards in slots that begin before this place; return their uses."""

@@ -62,7 +62,8 @@ def create_step(
     device: torch.device,
 ) -> TrainStep:
     """Return the step of these settings, which trains the model on batches of the loader."""
-    if step_name(training, device.type) == "textbook":
+    is_float32 = all(p.dtype == torch.float32 for p in model.parameters())
+    if step_name(training, device.type) == "textbook" or not is_float32:
         from pipeline.training.textbook_step import TextbookStep
 
         return TextbookStep(training, image, model, rate, augment, device)
@@ -74,4 +75,4 @@ def create_step(
         return MlpStep(training, model, loader, rate, augment)
     from pipeline.training.kernels.graph_step import GraphStep
 
-    return GraphStep(training, model, rate, augment, device)
+    return GraphStep(training, model, loader, rate, augment, device)

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import ray.train
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from ray.train.torch import prepare_model
 from torch import Tensor, nn
@@ -37,9 +38,10 @@ class TextbookStep:
         self._optimizer = create_optimizer(training, model)
         context = ray.train.get_context()
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
+        self.is_parallel = self._world_size > 1
         self._rate, self._augment = rate, augment
         self._seed, self._device = training.seed, device
-        if self._world_size > 1:
+        if self.is_parallel:
             self._settle_buckets(image)
         self._precision = torch.autocast(
             device.type, torch.bfloat16, enabled=training.precision == "bf16"
@@ -57,6 +59,15 @@ class TextbookStep:
             if self._augment:
                 noise = self._augment.draw(number, rank_slice.total)
                 images = self._augment(images, rank_slice, noise)
+            weight = self._world_size / rank_slice.total
+            if rank_slice.rows == 0:
+                # Another worker has the rows of this small batch, but all must take part in its
+                # backward pass.
+                images, labels, weight = (
+                    images.new_zeros(2, *images.shape[1:]),
+                    labels.new_zeros(2),
+                    0,
+                )
             with self._precision:
                 logits = self._parallel_model(images)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
@@ -66,11 +77,12 @@ class TextbookStep:
             self._optimizer.zero_grad()
             # The average over workers is then the gradient of the mean over the global batch, even
             # if the workers' numbers of rows differ.
-            (loss * (self._world_size / rank_slice.total)).backward()
+            (loss * weight).backward()
             self._optimizer.step()
 
-            losses[index] = loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
+            if weight:
+                losses[index] = loss.detach()
+                correct += (logits.detach().argmax(1) == labels).sum()
         return GroupResult(losses, correct)
 
     def _settle_buckets(self, image: ImageSpec) -> None:
@@ -88,17 +100,27 @@ class TextbookStep:
     @torch.no_grad()
     def evaluate(self, group: BatchGroup) -> Tensor:
         self._model.eval()
+        self._share_buffers()
         sums = torch.zeros(2, dtype=torch.float64, device=self._device)
         batches = zip(group.images.split(group.rows), group.labels.split(group.rows), strict=True)
         for images, labels in batches:
-            with self._precision:
-                logits = self._model(images).float()
-            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-            sums[1] += (logits.argmax(1) == labels).sum()
+            if len(labels):
+                with self._precision:
+                    logits = self._model(images).float()
+                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+                sums[1] += (logits.argmax(1) == labels).sum()
         return sums
 
+    def _share_buffers(self) -> None:
+        """Give all ranks the running averages of rank 0, which are saved."""
+        if self.is_parallel:
+            for buffer in self._model.buffers():
+                dist.broadcast(buffer, 0)
+
+    @torch.no_grad()
     def is_finite(self) -> bool:
-        return all(bool(p.isfinite().all()) for p in self._model.parameters())
+        sums = [p.sum(dtype=torch.float64) for p in self._model.parameters()]
+        return bool(torch.stack(sums).isfinite().all())
 
     def model_state(self) -> dict[str, Tensor]:
         return self._model.state_dict()

@@ -191,7 +191,7 @@ def test_a_run_whose_node_is_not_replaced_ends_with_one_line(
         nodes.remove(lost)
         assert process.wait(timeout=60) == 2
     printed = capfd.readouterr().err
-    assert "error: The cluster lost nodes, and has room for 0 of 1 workers" in printed
+    assert "error: Workers were lost, and after 20 s the cluster has room for 0 of 1" in printed
     assert "Traceback" not in printed
 
 

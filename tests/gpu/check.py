@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -52,7 +54,7 @@ def train(root: str, device: str, recipe: str, **update: Any) -> dict[str, Any]:
     training = RECIPES[recipe].model_copy(update={"device": device, **update})
     with tempfile.TemporaryDirectory(dir=root) as folder:
         job = TrainJob(storage, dataset, training, Path(folder).name, device)
-        result: dict[str, Any] = on_one_rank(timed_work, {"job": job})
+        result: dict[str, Any] = on_one_rank(timed_work, {"job": job}, device=device)
     return result
 
 
@@ -102,7 +104,8 @@ def tests(root: str, device: str) -> dict[str, object]:
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"tests": lines[-1] if lines else done.stderr[-300:], "failed": failed[:20]}
+    said = lines[-1] if lines else done.stderr[-300:]
+    return {"tests": said, "failed": failed[:20], "ok": done.returncode == 0}
 
 
 def step_rates(root: str, device: str) -> dict[str, object]:
@@ -158,7 +161,8 @@ def pipeline(root: str, device: str) -> dict[str, object]:
     done = subprocess.run([*command, *data], capture_output=True, text=True)
     seconds = time.perf_counter() - started
     accuracy = [line for line in done.stdout.splitlines() if "accuracy on test" in line]
-    return {"rc": done.returncode, "s": seconds, "says": accuracy[-1:] or done.stderr[-500:]}
+    said = accuracy[-1:] or done.stderr[-500:]
+    return {"ok": done.returncode == 0, "pipeline_s": seconds, "said": said}
 
 
 STEPS: tuple[Callable[[str, str], dict[str, object]], ...] = (
@@ -211,17 +215,24 @@ def run_step(command: Callable[[], list[str]], left_s: float) -> bool:
     name, device = words[words.index("--step") + 1], words[-1]
     line: dict[str, object] = {"step": name, "device": device}
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=max(1, min(STEP_LIMIT_S, left_s))
-        )
-        ok = done.returncode == 0
-        line |= json.loads(done.stdout.splitlines()[-1]) if ok else {"error": done.stderr[-1500:]}
-    except subprocess.TimeoutExpired:
-        ok = False
-        line["error"] = "no time was left"
-    print(json.dumps({**line, "ok": ok, "took_s": time.monotonic() - started}), flush=True)
-    return ok
+    pipe = subprocess.PIPE
+    # A session of its own: all that the step started ends with it.
+    with subprocess.Popen(
+        words, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, printed = process.communicate(timeout=max(1, min(STEP_LIMIT_S, left_s)))
+            if process.returncode == 0:
+                line |= json.loads(out.splitlines()[-1])
+            else:
+                line |= {"ok": False, "error": printed[-1500:]}
+        except subprocess.TimeoutExpired:
+            line |= {"ok": False, "error": "no time was left"}
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    line = {"ok": True, **line, "took_s": time.monotonic() - started}
+    print(json.dumps(line), flush=True)
+    return bool(line["ok"])
 
 
 if __name__ == "__main__":

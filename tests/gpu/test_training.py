@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,10 @@ def train(
     storage: Storage, dataset: DatasetManifest, device: str = "cuda", **settings: Any
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train one rank from scratch; return its last state, and its result."""
-    training = Training(**{"epochs": 3, "batch_size": 50, **settings})
+    defaults = {"epochs": 3, "batch_size": 50}
+    training = Training().model_copy(update={**defaults, **settings})
     job = TrainJob(storage, dataset, training, FOLDER, device)
-    (result,) = on_ranks(1, train_in_small_groups, job)
+    (result,) = on_ranks(1, train_in_small_groups, job, device=device)
     state = checkpoints.load_latest(storage, FOLDER, epochs=training.epochs)
     assert state
     return state, result
@@ -63,9 +63,6 @@ def train_in_small_groups(job: TrainJob) -> dict[str, Any]:
         steps.append(create_step(*arguments))
         return steps[-1]
 
-    if job.device == "cpu":
-        # The local mode of Ray Train chooses the GPU if there is one.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     loop.create_step = create_and_keep
     result = loop.train_loop({"job": job})
     return {**result, "replays": getattr(steps[0], "replays", 0)}
@@ -143,6 +140,6 @@ def sum_in_a_graph(root: str) -> dict[str, Any]:
 
 
 def test_nccl_sums_gradients_within_a_graph(tmp_path: Path) -> None:
-    (result,) = on_ranks(1, sum_in_a_graph, str(tmp_path))
+    (result,) = on_ranks(1, sum_in_a_graph, str(tmp_path), device="cuda")
     assert result["backend"] == "nccl"
     assert result["replays"] >= 10

@@ -19,22 +19,24 @@ from torch.multiprocessing.spawn import start_processes
 set_forkserver_preload(["tests.conftest", "ray.train.torch"])
 
 
-def on_ranks(world_size: int, function: Callable[..., Any], *arguments: object) -> list[Any]:
+def on_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: object, device: str = "cpu"
+) -> list[Any]:
     """Call a module's function on each rank; return the results, tensors and plain values."""
     with _reserved_port() as port, TemporaryDirectory() as folder:
         start_processes(
             _run_and_save,
-            (world_size, port, folder, function, arguments),
+            (world_size, port, folder, device, function, arguments),
             world_size,
             start_method="forkserver",
         )
         return [torch.load(Path(folder, str(rank))) for rank in range(world_size)]
 
 
-def on_one_rank(function: Callable[..., Any], *arguments: object) -> Any:
+def on_one_rank(function: Callable[..., Any], *arguments: object, device: str = "cpu") -> Any:
     """Call a function as the only rank, in this process; return its result."""
     with _reserved_port() as port:
-        return _run(0, 1, port, partial(function, *arguments))
+        return _run(0, 1, port, device, partial(function, *arguments))
 
 
 @contextmanager
@@ -51,13 +53,18 @@ def _run_and_save(
     world_size: int,
     port: int,
     folder: str,
+    device: str,
     function: Callable[..., Any],
     arguments: tuple[object, ...],
 ) -> None:
-    torch.save(_run(rank, world_size, port, partial(function, *arguments)), Path(folder, str(rank)))
+    result = _run(rank, world_size, port, device, partial(function, *arguments))
+    torch.save(result, Path(folder, str(rank)))
 
 
-def _run(rank: int, world_size: int, port: int, function: Callable[[], Any]) -> Any:
+def _run(rank: int, world_size: int, port: int, device: str, function: Callable[[], Any]) -> Any:
+    if device == "cpu":
+        # The local mode takes a GPU if there is one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 

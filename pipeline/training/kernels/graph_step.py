@@ -6,7 +6,6 @@ them all at once. On a CPU the same code runs without graphs, so tests there cov
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 
 from pipeline.recipes import Training
 from pipeline.training.augment import Augment, Noise
-from pipeline.training.batch_loader import MODEL, BatchGroup, RankSlice, stream_seed
+from pipeline.training.batch_loader import MODEL, BatchGroup, BatchLoader, RankSlice, stream_seed
+from pipeline.training.requirements import GraphRefused
 from pipeline.training.schedule import Rate
-from pipeline.training.steps import GroupResult
+from pipeline.training.steps import GroupResult, OptimizerState
 from pipeline.training.textbook_step import TextbookStep
 
 MAX_GRAPHS = 8
@@ -48,30 +48,33 @@ class GraphStep(TextbookStep):
         self,
         training: Training,
         model: nn.Module,
+        loader: BatchLoader,
         rate: Rate,
         augment: Augment | None,
         device: torch.device,
     ) -> None:
         self._device = device
-        self._captures = device.type == "cuda"
-        if self._captures:
-            # A graph cannot be captured on the default stream. All work of this thread moves.
-            torch.cuda.synchronize()
-            torch.cuda.set_stream(torch.cuda.Stream(device))
-        self._model = model.to(device)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        # All gradients are views of one vector, which one all-reduce sums.
-        self._gradient = torch.zeros(sum(p.numel() for p in parameters), device=device)
-        views = self._gradient.split([p.numel() for p in parameters])
-        for p, view in zip(parameters, views, strict=True):
-            p.grad = view.view_as(p)
-        self._rate_now = torch.zeros((), device=device)
-        self._optimizer = create_graph_optimizer(training, parameters, self._rate_now)
         context = ray.train.get_context()
         self._rank = context.get_world_rank()
         self.is_parallel = context.get_world_size() > 1
+        # Ranks must agree whether an all-reduce is in a graph. The slices of a streamed batch are
+        # of other sizes in each rank, and seldom come again.
+        self._captures = device.type == "cuda" and not (self.is_parallel and loader.is_streamed)
+        if device.type == "cuda":
+            # A graph cannot be captured on the default stream. All work of this thread moves.
+            torch.cuda.synchronize(device)
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+        self._model = model.to(device)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # All gradients are views of one vector, which one all-reduce sums.
+        self._gradient = torch.zeros(sum(p.numel() for p in trained), device=device)
+        views = self._gradient.split([p.numel() for p in trained])
+        for p, view in zip(trained, views, strict=True):
+            p.grad = view.view_as(p)
+        self._rate_now = torch.zeros((), device=device)
+        self._optimizer = create_graph_optimizer(training, model, self._rate_now)
         if self.is_parallel:
-            for p in parameters:
+            for p in model.parameters():
                 dist.broadcast(p.detach(), 0)
         self._rate, self._augment, self._seed = rate, augment, training.seed
         self._precision = torch.autocast(
@@ -83,17 +86,15 @@ class GraphStep(TextbookStep):
 
     def train(self, group: BatchGroup, first_step: int) -> GroupResult:
         self._model.train()
-        if self.is_parallel:
-            # As DistributedDataParallel does: all ranks have the running averages of rank 0.
-            for buffer in self._model.buffers():
-                dist.broadcast(buffer, 0)
+        self._share_buffers()
         torch.manual_seed(stream_seed(self._seed, first_step, MODEL + self._rank))
         inputs, slices = self._inputs(group, first_step), tuple(group.slices)
         graph = self._graphs.get(slices)
         # The first group of a form runs without a graph, which makes the libraries ready.
         if not graph and self._captures and slices in self._seen:
             graph = self._capture(inputs, slices)
-        self._seen.add(slices)
+        if self._captures:
+            self._seen.add(slices)
         if not graph:
             return self._take_steps(inputs, slices)
         self.replays += 1
@@ -112,21 +113,27 @@ class GraphStep(TextbookStep):
         affine, elastic = map(torch.cat, zip(*noises, strict=True))
         return Inputs(group.images, group.labels, rates, affine, elastic)
 
-    def _capture(self, inputs: Inputs, slices: Sequence[RankSlice]) -> _Graph | None:
-        """Return the graph of a group's steps, or None if the model does not allow one."""
+    def load(self, model: dict[str, Tensor], optimizer: OptimizerState) -> None:
+        super().load(model, optimizer)
+        for group in self._optimizer.param_groups:
+            # The optimizer copied it, but the graph writes to the tensor.
+            group["lr"] = self._rate_now
+
+    def _capture(self, inputs: Inputs, slices: tuple[RankSlice, ...]) -> _Graph | None:
+        """Return the graph of a group's steps, or None if there are too many graphs.
+
+        Raise GraphRefused if the model does not allow one. The process cannot go on then, because
+        CUDA may be in the middle of a capture.
+        """
         if len(self._graphs) == MAX_GRAPHS:
             return None
         try:
-            graph = _Graph(lambda own: self._take_steps(own, slices), inputs)
+            self._graphs[slices] = _Graph(lambda own: self._take_steps(own, slices), inputs)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            self._captures = False
-            logging.getLogger(__name__).warning(
-                "The model does not allow a CUDA graph (%s). It trains without, which is slower.",
-                str(error).partition("\n")[0],
-            )
-            return None
-        self._graphs[tuple(slices)] = graph
-        return graph
+            raise GraphRefused(str(error).partition("\n")[0]) from error
+        return self._graphs[slices]
 
     def _take_steps(self, inputs: Inputs, slices: Sequence[RankSlice]) -> GroupResult:
         rows = [rank_slice.rows for rank_slice in slices]
@@ -141,16 +148,17 @@ class GraphStep(TextbookStep):
                 images = self._augment(images, rank_slice, noise)
                 first_field = fields.stop
             self._gradient.zero_()
-            with self._precision:
-                logits = self._model(images)
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            (loss / rank_slice.total).backward()
+            if rank_slice.rows:
+                with self._precision:
+                    logits = self._model(images)
+                loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+                (loss / rank_slice.total).backward()
+                losses[index] = loss.detach()
+                correct += (logits.detach().argmax(1) == labels).sum()
             if self.is_parallel:
                 dist.all_reduce(self._gradient)
             self._rate_now.copy_(inputs.rates[index])
             self._optimizer.step()
-            losses[index] = loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
         return GroupResult(losses, correct)
 
 
@@ -174,12 +182,15 @@ class _Graph:
 
 
 def create_graph_optimizer(
-    training: Training, parameters: Sequence[nn.Parameter], rate: Tensor
+    training: Training, model: nn.Module, rate: Tensor
 ) -> torch.optim.Optimizer:
     """Return the optimizer, whose learning rate is a tensor, so that a graph may read it."""
     options: dict[str, Any] = {"lr": rate, "fused": True}
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, **options)
+        return torch.optim.SGD(model.parameters(), **options)
     return torch.optim.AdamW(
-        parameters, weight_decay=training.weight_decay, capturable=rate.is_cuda, **options
+        model.parameters(),
+        weight_decay=training.weight_decay,
+        capturable=rate.is_cuda,
+        **options,
     )

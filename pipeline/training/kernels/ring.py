@@ -20,7 +20,7 @@ from pipeline.training.kernels.gradient_sync import GradientSync
 from pipeline.training.process_group import own_address
 
 SPINS = 2000
-"""Attempts to send or receive before this thread sleeps: to wake it takes longer than a few."""
+"""Attempts to send or receive before this thread sleeps: waking it takes longer than many."""
 
 
 KEY_TIMEOUT_S = 5
@@ -80,7 +80,7 @@ class RingSync(GradientSync):
                 if to_receive:
                     count = self._previous.recv_into(to_receive)
                     if count == 0:
-                        raise RuntimeError("The worker of the rank before closed its connection.")
+                        raise ConnectionError("The previous rank closed its connection.")
                     to_receive = to_receive[count:]
                     spins = 0
             except BlockingIOError:
@@ -118,6 +118,9 @@ def _accept(server: socket.socket, key: bytes) -> socket.socket:
         connection, _ = server.accept()
         connection.settimeout(KEY_TIMEOUT_S)
         with suppress(OSError):
-            if hmac.compare_digest(connection.recv(len(key), socket.MSG_WAITALL), key):
+            # A file waits for all bytes of the key, as a socket with a timeout does not.
+            with connection.makefile("rb", buffering=len(key)) as file:
+                sent = file.read(len(key))
+            if hmac.compare_digest(sent, key):
                 return connection
         connection.close()

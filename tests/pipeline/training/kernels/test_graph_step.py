@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,13 @@ def train_both(root: str, training: Training) -> list[dict[str, Any]]:
         model = create_model(image, training)
         step: TrainStep
         if is_graph:
-            step = GraphStep(training, model, rate, augment, device)
+            step = GraphStep(training, model, loader, rate, augment, device)
         else:
             step = TextbookStep(training, image, model, rate, augment, device)
         losses = list[torch.Tensor]()
         for epoch in range(EPOCHS):
+            # As a run that is resumed.
+            step.load(deepcopy(step.model_state()), deepcopy(step.optimizer_state()))
             number = epoch * 10
             for group in loader.epoch(epoch):
                 losses.append(step.train(group, number).losses)
