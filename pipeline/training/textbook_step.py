@@ -63,11 +63,8 @@ class TextbookStep:
             if rank_slice.rows == 0:
                 # Another worker has the rows of this small batch, but all must take part in its
                 # backward pass.
-                images, labels, weight = (
-                    images.new_zeros(2, *images.shape[1:]),
-                    labels.new_zeros(2),
-                    0,
-                )
+                images, labels = (part.new_zeros(2, *part.shape[1:]) for part in (images, labels))
+                weight = 0.0
             with self._precision:
                 logits = self._parallel_model(images)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -40,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "textbook sgd": {"step": "textbook"},
     "textbook adamw": {"step": "textbook", "optimizer": "adamw", "shuffle": True, "deform": 0.5},
     "cnn": {"model": "cnn", "optimizer": "adamw", "learning_rate": 0.003},
+    # Of four workers, each batch leaves one without rows.
+    "small batches": {"model": "cnn", "batch_size": 3, "epochs": 1, "deform": 0.5},
     # With dropout and batch normalization.
     "own": {"model": "tests.support.noisy_network:noisy"},
     "bf16": {"precision": "bf16", "optimizer": "adamw"},
@@ -84,7 +86,7 @@ def rewind(storage: Storage, number: int) -> FileEntry:
     return newest_first[0]
 
 
-@pytest.mark.parametrize("name", ["fast sgd", "fast adamw", "textbook adamw", "cnn"])
+@pytest.mark.parametrize("name", ["fast sgd", "fast adamw", "textbook adamw", "small batches"])
 def test_several_workers_compute_what_one_computes(
     storage: Storage, dataset: DatasetManifest, name: str
 ) -> None:
