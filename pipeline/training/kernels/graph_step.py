@@ -57,8 +57,8 @@ class GraphStep(TextbookStep):
         context = ray.train.get_context()
         self._rank = context.get_world_rank()
         self.is_parallel = context.get_world_size() > 1
-        # Ranks must agree whether an all-reduce is in a graph. The slices of a streamed batch are
-        # of other sizes in each rank, and seldom come again.
+        # Ranks must agree whether an all-reduce is in a graph. The slices of a streamed batch have
+        # other sizes in each rank, and are seldom the same again.
         self._captures = device.type == "cuda" and not (self.is_parallel and loader.is_streamed)
         if device.type == "cuda":
             # A graph cannot be captured on the default stream. All work of this thread moves.

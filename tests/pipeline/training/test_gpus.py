@@ -26,7 +26,7 @@ def test_memory_that_runs_out_is_one_line() -> None:
         "of which 1.20 GiB is free. Process 1 has 3 GiB memory in use."
     )
     with (
-        pytest.raises(ResourcesMissing, match="Tried to allocate 2.00 GiB .* 1.20 GiB is free"),
+        pytest.raises(ResourcesMissing, match="Tried to allocate 2.00 GiB.* 1.20 GiB is free"),
         explained_errors(),
     ):
         raise torch.OutOfMemoryError(message)
