@@ -57,9 +57,10 @@ class GraphStep(TextbookStep):
         context = ray.train.get_context()
         self._rank = context.get_world_rank()
         self.is_parallel = context.get_world_size() > 1
-        # Ranks must agree whether an all-reduce is in a graph. The slices of a streamed batch have
-        # other sizes in each rank, and are seldom the same again.
-        self._captures = device.type == "cuda" and not (self.is_parallel and loader.is_streamed)
+        # Ranks must agree whether an all-reduce is in a graph, but the slices of a streamed batch
+        # have other sizes in each rank. gloo's all-reduce cannot be in one.
+        allows_graph = dist.get_backend() == "nccl" and not loader.is_streamed
+        self._captures = device.type == "cuda" and (allows_graph or not self.is_parallel)
         if device.type == "cuda":
             # A graph cannot be captured on the default stream. All work of this thread moves.
             torch.cuda.synchronize(device)
