@@ -110,7 +110,7 @@ def test_an_interrupted_run_leaves_no_process_and_resumes_bit_identically(
     root = tmp_path / "interrupted"
     command = pipeline("train", "fast", "--root", root, "--dataset", artifacts.dataset.ref, *flags)
     with command.started() as process:
-        wait_for(lambda: list(root.glob("runs/*/checkpoints/*.pt")))
+        wait_for(lambda: list(root.glob("runs/*/checkpoints/*/state.pt")))
         process.send_signal(kind)
         assert process.wait(timeout=30) == 130
     assert "run the same command again to continue" in capfd.readouterr().err

@@ -28,7 +28,7 @@ from tests.pipeline.training.test_loop import COSTS
 from tests.support.processes import Command, pipeline, wait_for
 from tests.support.ranks import on_ranks
 
-LONG: dict[str, Any] = {"epochs": 80, "batch_size": 5, "checkpoint_steps": 1, "deform": 0.1}
+LONG: dict[str, Any] = {"epochs": 50, "batch_size": 5, "checkpoint_steps": 1, "deform": 0.1}
 """Settings of a run long enough to be killed in mid-epoch, after its first checkpoint."""
 
 
@@ -297,7 +297,7 @@ def test_a_run_resumes_from_the_newest_intact_checkpoint(
 ) -> None:
     """Damage the newest checkpoint, or both: then training starts from scratch."""
     folder = copy_uncommitted_run(root, artifacts)
-    for path in sorted(folder.glob("checkpoints/*.pt"))[num_intact:]:
+    for path in sorted(folder.glob("checkpoints/*/state.pt"))[num_intact:]:
         damage(path)
     assert epochs_kept(root, folder, artifacts) == (3 if num_intact else 0)
 

@@ -56,7 +56,7 @@ OLD_MANIFESTS: dict[type[Manifest], dict[str, Any]] = {
         "training": {"optimizer": "sgd"},
         "device": "cpu",
         "metrics": [{"loss": 0.5, "accuracy": 0.9}],
-        "checkpoint": "checkpoints/epoch-00001-0123456789ab.pt",
+        "checkpoint": "checkpoints/epoch-00001-step-0000000-0123456789ab/state.pt",
     },
     ModelManifest: OLD
     | {
