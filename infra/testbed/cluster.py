@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,8 +44,7 @@ class Cluster:
 
     def add_node(self, *, core: int | None = None) -> Node:
         """Make a node and start Ray on it, with one core alone if it is given."""
-        folders = {Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, self.shared}
-        node = self.switch.add_node(sorted(folders), core=core)
+        node = self.switch.add_node([REPOSITORY, self.shared], core=core)
         self.start_ray(node)
         return node
 

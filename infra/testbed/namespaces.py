@@ -153,9 +153,11 @@ class Switch:
     def add_node(self, shared: Sequence[Path] = (), *, core: int | None = None) -> Node:
         """Make a node, of one core alone if it is given.
 
-        `shared` are the folders that all nodes see, at their paths outside.
+        `shared` are the folders that all nodes see, at their paths outside. They also see this
+        Python, which may be in /tmp.
         """
-        node = Node(self.namespaces, len(self.nodes), shared, core)
+        folders = {Path(sys.prefix), Path(sys.base_prefix), *shared}
+        node = Node(self.namespaces, len(self.nodes), sorted(folders), core)
         self.nodes.append(node)
         node.boot()
         return node
