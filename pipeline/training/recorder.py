@@ -128,7 +128,8 @@ class Recorder:
         if self._rank == 0:
             storage, folder = self._job.storage, self._job.folder
             written = checkpoints.save(storage, folder, state)
-            checkpoint = Checkpoint(storage.uri(f"{folder}/{written.path}").rpartition("/")[0])
+            directory = written.path.rpartition("/")[0]
+            checkpoint = Checkpoint(storage.uri(f"{folder}/{directory}"))
             entry = asdict(written)
         ray.train.report(
             {"epoch": epoch, "step": step, **(self.metrics[-1] if self.metrics else {})},
