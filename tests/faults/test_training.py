@@ -264,7 +264,7 @@ def test_a_run_resumes_after_a_full_disk_at_a_checkpoint(
 ) -> None:
     disk, result = tmp_path_factory.mktemp("disk"), tmp_path_factory.mktemp("result")
     # A checkpoint is 1.2 MB: two fit, and a third does not.
-    settings = {"hidden_sizes": 800, "epochs": 6, "checkpoint_steps": 1}
+    settings = {"hidden_sizes": 800, "epochs": 6, "checkpoint_steps": 2}
     run = command(disk, artifacts, settings)
     env = {"ROOT": str(disk), "DATASETS": str(root / "datasets"), "RESULT": str(result)}
     completed = Command(*UNSHARE, "sh", "-c", DISK_FULL, "sh", *run.args, env=env).run()
