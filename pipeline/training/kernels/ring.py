@@ -22,7 +22,6 @@ from pipeline.training.process_group import own_address
 SPINS = 2000
 """Attempts to send or receive before this thread sleeps: waking it takes longer than many."""
 
-
 KEY_TIMEOUT_S = 5
 """Time for a connection to send the key."""
 
@@ -97,7 +96,7 @@ def _connect(rank: int, world_size: int) -> tuple[socket.socket, socket.socket]:
     address = own_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, backlog=world_size) as server:
-        # The key that the rank before must send, because anyone may connect to the port.
+        # The key that the previous rank must send, because anyone may connect to the port.
         key = secrets.token_bytes(32)
         own = (*server.getsockname()[:2], key)
         everyone: list[tuple[str, int, bytes]] = [own] * world_size
