@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 
-.PHONY: run test test-fast test-public test-cluster test-slow lint docs bench-train bench-cluster bench-serve bench-data bench-photos soak
+.PHONY: run test test-fast coverage test-public test-cluster test-slow lint docs bench-train bench-cluster bench-serve bench-data bench-photos soak
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
@@ -13,6 +13,10 @@ test: .venv/ready $(OTHER_CLIENTS)
 
 # Without Ray, a server or a browser.
 test-fast: .venv/ready
+	$(BIN)/pytest -q --numprocesses auto -m "not ray and not slow and not cluster"
+
+# The share of the lines that `make test-fast` runs.
+coverage: .venv/ready
 	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "not ray and not slow and not cluster"
 	$(BIN)/coverage report --sort=cover
 

@@ -268,6 +268,9 @@ def _node_script(name: str, shared: Sequence[Path]) -> str:
         # As on Debian: the name of a host stands for an address of loopback.
         f"printf '127.0.0.1 localhost\\n127.0.1.1 {name}\\n' > /mnt/hosts",
         "mount --bind /mnt/hosts /etc/hosts",
+        # No name server: a node cannot reach that of this machine, and would wait for it.
+        "touch /mnt/resolv.conf",
+        "[ ! -e /etc/resolv.conf ] || mount --bind /mnt/resolv.conf /etc/resolv.conf",
     ]
     folders = [shlex.quote(str(folder)) for folder in shared]
     for number, folder in enumerate(folders):

@@ -22,6 +22,9 @@ from pipeline.training.process_group import own_address
 SPINS = 2000
 """Attempts to send or receive before this thread sleeps: waking it takes longer than many."""
 
+BUFFER_BYTES = 1 << 20
+"""Buffer of a connection: a slice that fits is sent without waiting for the other side."""
+
 KEY_TIMEOUT_S = 5
 """Time for a connection to send the key."""
 
@@ -96,6 +99,7 @@ def _connect(rank: int, world_size: int) -> tuple[socket.socket, socket.socket]:
     address = own_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, backlog=world_size) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         # The key that the previous rank must send, because anyone may connect to the port.
         key = secrets.token_bytes(32)
         own = (*server.getsockname()[:2], key)
@@ -103,6 +107,7 @@ def _connect(rank: int, world_size: int) -> tuple[socket.socket, socket.socket]:
         dist.all_gather_object(everyone, own)
         host, port, key_of_next = everyone[(rank + 1) % world_size]
         to_next = socket.create_connection((host, port))
+        to_next.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         to_next.sendall(key_of_next)
         from_previous = _accept(server, key)
     for connection in (to_next, from_previous):
