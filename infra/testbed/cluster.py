@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ class Cluster:
     shared: Path
     cpus: int
     """CPUs that Ray counts on each node that it starts on from now on."""
+    programs: Path = Path(sys.executable).parent
+    """The folder of the program `ray` that nodes run."""
+    node_env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the environment in which nodes start Ray."""
     token: str = field(default_factory=lambda: secrets.token_hex(32))
 
     @property
@@ -58,11 +63,12 @@ class Cluster:
         else:
             role = [f"--address={self.head.address}:{PORT}"]
         command = (
-            *("ray", "start", *role, f"--node-ip-address={node.address}"),
+            *(self.programs / "ray", "start", *role, f"--node-ip-address={node.address}"),
             *(f"--num-cpus={self.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             "--disable-usage-stats",
         )
-        env = {k: v for k, v in self.env.items() if k != "RAY_ADDRESS"}
+        env = {**self.env, **self.node_env}
+        del env["RAY_ADDRESS"]
         started = node.run(*command, env=env)
         if started.returncode:
             raise RuntimeError(f"Ray did not start on {node.name}: {started.stderr[-2000:]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,13 @@ from obstore.store import GCSStore, S3Store
 
 from pipeline.artifacts import buckets
 from pipeline.artifacts.threads import interruptible, parallel_map
+
+BUSY_S = 60
+"""Time for a server to be less busy, which answers that it is (503), beside the retries of one
+request."""
+
+BUSY = re.compile(r"\b(429|500|502|503|504)\b")
+"""Statuses of a busy server, which the text of an error names; obstore gives no number."""
 
 UPDATE_S = 30
 """For an update that is tried again because others change the file."""
@@ -156,8 +164,14 @@ class ObjectFiles:
 
     def _call(self, work: Callable[[S3Store | GCSStore], T], *, upload: bool = False) -> T:
         """Return what a request answers; raise FileNotFoundError, OSError or a failed condition."""
+        deadline = time.monotonic() + BUSY_S
         with _as_os_error():
-            return interruptible(lambda: work(buckets.connect(self._bucket, upload=upload)))
+            while True:
+                try:
+                    return interruptible(lambda: work(buckets.connect(self._bucket, upload=upload)))
+                except BaseError as error:
+                    if time.monotonic() > deadline or not _is_busy(error):
+                        raise
 
 
 class _Reader(io.RawIOBase):
@@ -201,6 +215,10 @@ class _Reader(io.RawIOBase):
         end = min(self._position + max(wanted, self._ahead), self._size)
         self._buffer = self._files.read_range(self._path, self._position, end, self._e_tag)
         self._start = self._position
+
+
+def _is_busy(error: BaseError) -> bool:
+    return bool(BUSY.search(str(error)))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import threading
@@ -22,6 +23,7 @@ OBJECT_STORE_BYTES = 512 << 20
 statistics into it, not images."""
 
 _keep = ContextVar("keep", default=False)
+_started_here = False
 
 
 @contextmanager
@@ -75,16 +77,16 @@ def _own_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def may_grow() -> bool:
+    """Return whether Ray may get more nodes: a local Ray does not."""
+    return not _started_here
+
+
 def _init() -> None:
+    global _started_here
+    _started_here = False
     if address := os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(logging_level=logging.WARNING, log_to_driver=False)
-        except (ValueError, ConnectionError):
-            raise ResourcesMissing(
-                f"No Ray cluster answers at RAY_ADDRESS {address!r}. Give HOST:PORT of its "
-                "GCS, or unset it for a local Ray; to submit to http://HOST:8265, use "
-                "infra/jobs/submit.sh."
-            ) from None
+        _join(address)
         return
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with ray_hooks.own_process_group():
@@ -96,6 +98,34 @@ def _init() -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
+    _started_here = True
+
+
+def _join(address: str) -> None:
+    if ray_hooks.refuses_token(address):
+        token = "this token" if os.environ.get("RAY_AUTH_TOKEN") else "a command without its token"
+        raise ResourcesMissing(
+            f"The Ray cluster at {address!r} does not accept {token}. Set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN to those that it was started with."
+        )
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        versions = re.findall(r"(?:Ray|Python): (\S+)", str(error))
+        cluster, here = versions[:2], versions[2:]
+        raise ResourcesMissing(
+            f"The Ray cluster at {address!r} runs Ray {cluster[0]} with Python {cluster[1]}, and "
+            f"this command Ray {here[0]} with Python {here[1]}. They must be the same: install "
+            "the cluster's versions, or submit a job with python -m infra.jobs.submit."
+        ) from None
+    except (ValueError, ConnectionError):
+        raise ResourcesMissing(
+            f"No Ray cluster answers at RAY_ADDRESS {address!r}. Give HOST:PORT of its GCS and its "
+            "RAY_AUTH_TOKEN, or unset it for a local Ray; to submit to http://HOST:8265, use "
+            "python -m infra.jobs.submit."
+        ) from None
 
 
 def _shutdown() -> None:

@@ -1,7 +1,8 @@
 """Everything that the pipeline uses of Ray beyond its public interface.
 
-Both hooks are for speed: without `faster_trainer` training starts and ends later, and without
-`own_process_group` some interrupted commands end later. They are left out if `PIPELINE_RAY_HOOKS`
+All hooks are for speed: without `faster_trainer` training starts and ends later, without
+`own_process_group` some interrupted commands end later, and without `refuses_token` a wrong token
+is told later. They are left out if `PIPELINE_RAY_HOOKS`
 is off, and, with a warning, if Ray is not as they expect. What they buy is in docs/how-it-works.md;
 tests/bench/fit.py measures it. This module imports Ray only within functions,
 because the server must set Ray's environment first.
@@ -49,6 +50,29 @@ def warn_once(hook: str, reason: str) -> None:
         reason,
         VARIABLE,
     )
+
+
+def refuses_token(address: str) -> bool:
+    """Return whether the cluster whose GCS is at HOST:PORT answers that it refuses our token.
+
+    Ray itself asks for 20 s, and says then that it could not connect.
+    """
+    if not enabled():
+        return False
+    try:
+        from ray._raylet import GcsClient
+        from ray.exceptions import AuthenticationError
+    except ImportError as error:
+        warn_once("refuses_token", str(error))
+        return False
+    try:
+        GcsClient(address=address).internal_kv_get(b"token", namespace=b"pipeline", timeout=5)
+    except AuthenticationError:
+        return True
+    except Exception:
+        # Ray says why it does not connect.
+        return False
+    return False
 
 
 def quiet_authentication() -> None:

@@ -1,102 +1,17 @@
-"""Check that the cluster has the CPUs, GPUs and files that a stage needs, before it starts."""
+"""Check that the nodes of the cluster have the memory and see the files that a stage needs."""
 
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections import Counter
 from collections.abc import Collection
-from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import ResourcesMissing
-
-FREE_TIMEOUT_S = 8
-"""Time for others to release resources: those of a stage that ended are free a moment later."""
-
-PING_TIMEOUT_S = 3
-"""Time for a node to run a task that does nothing."""
-
-
-def require(*, cpus: int = 0, gpus: int = 0) -> None:
-    """Raise ResourcesMissing if the cluster lacks CPUs or GPUs, or others keep holding them.
-
-    Ray itself would wait: Ray Train for ever, Ray Data for half an hour.
-    """
-    for unit, wanted in (("CPU", cpus), ("GPU", gpus)):
-        total = _count(ray.cluster_resources(), unit)
-        asked = f"{wanted} {unit}s were" if wanted > 1 else f"1 {unit} was"
-        if wanted > total:
-            advice = "Ask for fewer workers, or add nodes."
-            if unit == "GPU" and not total:
-                advice = "Use the device cpu, or add a node with a GPU."
-            raise ResourcesMissing(
-                f"{asked} asked for, but the cluster has {total or 'none'}. {advice}"
-            )
-        deadline = time.monotonic() + FREE_TIMEOUT_S
-        while wanted > (free := _count(ray.available_resources(), unit)):
-            if time.monotonic() > deadline:
-                raise ResourcesMissing(
-                    f"{asked} asked for, but {total - free} of the cluster's {total} are held by "
-                    "other jobs or servers. Wait for them, stop them, or ask for fewer workers."
-                )
-            time.sleep(0.1)
-
-
-def wait_for_workers(most: int, fewest: int, *, cpus: int, gpus: int, timeout_s: float) -> int:
-    """Return how many workers of these CPUs and GPUs the cluster holds, at most `most`.
-
-    Wait for nodes that replace lost ones. Raise ResourcesMissing if after the time there is no room
-    for the fewest.
-    """
-    deadline = time.monotonic() + timeout_s
-    while (room := _room(cpus, gpus)) < most and time.monotonic() < deadline:
-        time.sleep(0.5)
-    if room < fewest:
-        raise ResourcesMissing(
-            f"Workers were lost, and after {timeout_s:.0f} s the cluster has room for {room} of "
-            f"{most}. Run the same command again when nodes are back, to continue from the last "
-            "checkpoint, or allow fewer workers with --train.min-workers."
-        )
-    return min(room, most)
-
-
-def _room(cpus: int, gpus: int) -> int:
-    """Return the number of workers of these CPUs and GPUs that the nodes hold that answer."""
-    wanted = {unit: n for unit, n in (("CPU", cpus), ("GPU", gpus)) if n}
-    free = ray.available_resources()
-    on_nodes = sum(
-        min(_count(node["Resources"], unit) // n for unit, n in wanted.items())
-        for node in _answering_nodes()
-    )
-    return min(on_nodes, *(_count(free, unit) // n for unit, n in wanted.items()))
-
-
-def _answering_nodes() -> list[dict[str, Any]]:
-    """Return the nodes that answer at once; Ray takes a while to notice that one is gone."""
-    ping = ray.remote(num_cpus=0, max_retries=0)(lambda: None)
-    nodes = {
-        ping.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(): node
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    answers, _ = ray.wait(list(nodes), num_returns=len(nodes), timeout=PING_TIMEOUT_S)
-    return [nodes[answer] for answer in answers if not _failed(answer)]
-
-
-def _failed(answer: ray.ObjectRef[None]) -> bool:
-    try:
-        ray.get(answer)
-    except RayError:
-        return True
-    return False
 
 
 def require_memory(memory: int, advice: str) -> None:
@@ -142,6 +57,11 @@ def require_visible(paths: Collection[str]) -> None:
             f"{path} is seen by {len(nodes) - count} of {len(nodes)} nodes of the cluster. "
             "Use a folder or URI that all of them share."
         )
+
+
+def num_nodes() -> int:
+    """Return the number of nodes of the cluster."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def num_cpus() -> int:

@@ -17,6 +17,8 @@ from pipeline.evaluation import report
 from pipeline.evaluation.metrics import evaluate_predictor
 from pipeline.models.predictor import Predictor
 from pipeline.models.summary import summarize
+from pipeline.stages import figures
+from pipeline.stages.figures import measured
 
 SPLITS = ("val", "test")
 
@@ -25,6 +27,7 @@ EVALUATION_FORMAT = 1
 `evaluate` writes them anew."""
 
 
+@measured
 def evaluate(settings: Evaluate) -> EvaluationManifest:
     """Evaluate a model version, unless that was done before; return the evaluation's manifest."""
     storage = Storage(settings.root)
@@ -37,6 +40,7 @@ def evaluate(settings: Evaluate) -> EvaluationManifest:
         return existing
     dataset = load(storage, f"datasets/{model.dataset}", DatasetManifest)
     run = load(storage, f"runs/{model.run}", RunManifest)
+    figures.begin(storage, folder, rows=sum(dataset.rows[split] for split in SPLITS))
     predictor = Predictor(storage, model)
     evaluations = {
         split: evaluate_predictor(predictor, shards.iter_shards(storage, dataset, split))

@@ -32,12 +32,15 @@ from pipeline.models.parity import (
 )
 from pipeline.models.quantize import quantize
 from pipeline.recipes import is_mlp, read_training
+from pipeline.stages import figures
+from pipeline.stages.figures import measured
 from pipeline.training.checkpoints import load_model
 
 EXPORTERS = ("torch", "onnx", "onnxscript")
 """The libraries that decide the bytes of the ONNX file."""
 
 
+@measured
 def export(settings: Export) -> ModelManifest:
     """Export the network of a run, unless it was exported before; return the version's manifest.
 
@@ -57,6 +60,7 @@ def export(settings: Export) -> ModelManifest:
     if existing:
         say(f"model {existing.ref} already exists")
         return existing
+    figures.begin(storage, folder, rows=min(PARITY_ROWS, dataset.rows["test"]))
     classifier = Classifier(load_model(storage, run)).eval()
     model = to_onnx(classifier, run)
     if settings.uint8:

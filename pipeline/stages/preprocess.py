@@ -21,6 +21,7 @@ from pipeline.artifacts.manifests import DatasetManifest
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
+from pipeline.cluster.workers import require_workers
 from pipeline.config import Data, Preprocess
 from pipeline.console import say, warn
 from pipeline.contract import ImageSpec
@@ -32,12 +33,15 @@ from pipeline.data.shard_writer import REJECTED
 from pipeline.data.sources import Source, open_source
 from pipeline.data.splits import Pool
 from pipeline.errors import DataError
+from pipeline.stages import figures
+from pipeline.stages.figures import measured
 
 LAYOUT = 3
 """Version of how files are decoded, prepared, labelled, and divided among splits and shards; part
 of every dataset's version."""
 
 
+@measured
 def preprocess(settings: Preprocess) -> DatasetManifest:
     """Write the dataset that the settings describe, unless it already exists; return its manifest.
 
@@ -57,9 +61,11 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
     with connection.connected():
         for rows in source.splits.values():
             resources.require_visible(rows.local_paths)
-        resources.require(cpus=1)
+        require_workers(1, wait_s=settings.wait)
         with storage.locked(f"{folder}/.lock"):
             resources.require_shared(storage, folder)
+            num_rows = sum(rows.num_rows for rows in source.splits.values())
+            figures.begin(storage, folder, rows=num_rows, nodes=resources.num_nodes())
             image = ImageSpec(*source.shape, source.class_names, source.preparation)
             replacement = Replacement(storage, folder, DatasetManifest)
             written, new = Output(), set[str]()
@@ -69,7 +75,7 @@ def preprocess(settings: Preprocess) -> DatasetManifest:
                 for output, is_new in write_pool(pool, writer, keep=not settings.force):
                     written.merge(output)
                     new |= {entry.path for entry in output.entries} if is_new else set()
-            assert written.num_rows == sum(rows.num_rows for rows in source.splits.values())
+            assert written.num_rows == num_rows
             quarantine = data.on_bad_row == "quarantine"
             try:
                 stats = {split: written.stats[split] for split in SPLITS}

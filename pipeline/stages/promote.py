@@ -9,8 +9,10 @@ from pipeline.artifacts import registry
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Promote
 from pipeline.console import say
+from pipeline.stages.figures import measured
 
 
+@measured
 def promote(settings: Promote) -> str:
     """Let the alias name this version; return the model's name with the alias, to serve it by."""
     alias = registry.promote(Storage(settings.root), settings.model, settings.alias)

@@ -22,44 +22,45 @@ from pipeline.artifacts.storage import Storage, redact
 from pipeline.cluster import connection
 from pipeline.config import Data, Evaluate, Export, Preprocess, Run, Score, Train
 from pipeline.console import console, warn
+from pipeline.stages.figures import measured
 from pipeline.stages.smoke_test import Answer, ask_server
 
 ALIAS = "production"
 
 
+@measured
 def run(settings: Run) -> str:
     """Run every stage, promote the model version, and return its name."""
     # Importing torch and the other libraries takes 4 s. A thread imports the stages while Ray
     # starts, so this function imports each stage only when it runs it.
     threading.Thread(target=_import_stages, daemon=True).start()
-    root, force = settings.root, settings.force
-    storage = Storage(root)
+    storage = Storage(settings.root)
+    common = settings.model_dump(exclude={"data", "train", "check_serving", "wait"})
+    on_ray = {**common, "wait": settings.wait}
     times: dict[str, float] = {}
     with connection.shared():
         with _timed("preprocess", times):
             from pipeline.stages.preprocess import preprocess
 
-            dataset = preprocess(Preprocess(root=root, data=settings.data, force=force))
+            dataset = preprocess(Preprocess(data=settings.data, **on_ray))
         with _timed("train", times):
             from pipeline.stages.train import train
 
-            trained = train(
-                Train(root=root, dataset=dataset.ref, train=settings.train, force=force)
-            )
+            trained = train(Train(dataset=dataset.ref, train=settings.train, **on_ray))
         with _timed("export", times):
             from pipeline.stages.export import export
 
-            model = export(Export(root=root, run=trained.run, force=force))
+            model = export(Export(run=trained.run, **common))
         with _timed("evaluate", times):
             from pipeline.stages.evaluate import evaluate
 
-            evaluation = evaluate(Evaluate(root=root, model=model.ref, force=force))
+            evaluation = evaluate(Evaluate(model=model.ref, **common))
         with _timed("score", times):
             from pipeline.stages.score import score
 
             scored = (f"{dataset.ref}/test",)
             output = storage.uri(f"scores/{model.ref}")
-            score(Score(root=root, model=model.ref, input=scored, output=output, force=force))
+            score(Score(model=model.ref, input=scored, output=output, **on_ray))
     answer = None
     if settings.check_serving:
         with _timed("one prediction over HTTP", times):
@@ -131,7 +132,7 @@ def _summarize(
         f"  serve it      python -m serving {root} --model {served}\n"
         f"  show it       python -m pipeline show {root} --model {served}\n"
         f"  the tutorial  python -m pipeline run tutorial {root}{flags}\n"
-        f"  on a cluster  infra/jobs/submit.sh fast{flags}"
+        f"  on a cluster  python -m infra.jobs.submit run fast{flags}"
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
+from pipeline.cluster.workers import require_workers
 from pipeline.config import Score
 from pipeline.console import say, warn
 from pipeline.contract import Predictions, concat_predictions
@@ -35,6 +36,8 @@ from pipeline.data.shards import encode_parquet
 from pipeline.data.streaming import result_block, stream
 from pipeline.errors import DataError, SettingError
 from pipeline.models.predictor import Predictor, batches
+from pipeline.stages import figures
+from pipeline.stages.figures import measured
 
 INPUT = "input"
 """The name of all rows of the input in blocks, in place of a split's."""
@@ -43,6 +46,7 @@ SCORES_FORMAT = 1
 """Part of the version of scores: raise it if the same input and model give other scores."""
 
 
+@measured
 def score(settings: Score) -> ScoresManifest:
     """Score every row of the input, unless that was done before; return the scores' manifest.
 
@@ -137,6 +141,7 @@ def _write_scores(
     writer = ScoresWriter(output, "", {INPUT: f"part-{name}"}, f"part-{name}", plan.num_shards)
     with connection.connected():
         resources.require_shared(output)
+        figures.begin(output, "", rows=rows.num_rows, nodes=resources.num_nodes())
         resources.require_visible(rows.local_paths)
         existing = {} if settings.force else dict(restore_shards(writer, plan))
         if existing:
@@ -166,7 +171,7 @@ def _score_shards(
     if gpus:
         available = min(available, resources.num_free_gpus())
     workers = min(settings.num_workers or available, len(tasks))
-    resources.require(cpus=workers, gpus=gpus * workers)
+    require_workers(workers, gpus=gpus, wait_s=settings.wait)
     images = read_tasks(tasks, num_gpus=gpus)
     # The shards of a task stay in one block; Ray would cut it at 128 MiB.
     images.context.target_max_block_size = None

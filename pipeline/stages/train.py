@@ -19,11 +19,14 @@ from pipeline.artifacts.manifests import DatasetManifest, FileEntry, RunManifest
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.cluster import connection, resources
+from pipeline.cluster.workers import require_workers
 from pipeline.config import Train
 from pipeline.console import progress, say, warn
 from pipeline.contract import ImageSpec
 from pipeline.errors import ResourcesMissing, StorageError
 from pipeline.recipes import NETWORKS, Training
+from pipeline.stages import figures
+from pipeline.stages.figures import measured
 from pipeline.training import ray_trainer
 from pipeline.training.gpus import find_unusable_gpus
 from pipeline.training.requirements import require_possible
@@ -32,6 +35,7 @@ from pipeline.training.run_state import TrainJob, read_metrics, reset_run, run_n
 POLL_S = 0.5
 
 
+@measured
 def train(settings: Train) -> RunManifest:
     """Train, unless a run with the same settings is finished; return the run's manifest.
 
@@ -48,7 +52,7 @@ def train(settings: Train) -> RunManifest:
     if training.model not in NETWORKS:
         _check_network(dataset.image, training)
     with connection.connected():
-        device = _device(training)
+        device = _device(settings)
         require_possible(training, device)
         run = run_name(dataset, training, device)
         folder = f"runs/{run}"
@@ -57,7 +61,9 @@ def train(settings: Train) -> RunManifest:
             if settings.force:
                 reset_run(storage, folder)
             resources.require_shared(storage, folder)
-            result = _fit(job)
+            num_rows = dataset.rows["train"] * training.epochs
+            figures.begin(storage, folder, rows=num_rows, nodes=resources.num_nodes())
+            result = _fit(job, settings.wait)
             config = training.model_dump_json(indent=2) + "\n"
             replacement = Replacement(storage, folder, RunManifest)
             manifest = RunManifest(
@@ -97,20 +103,20 @@ def _check_network(image: ImageSpec, training: Training) -> None:
     convert(Classifier(create_model(image, training)).eval(), image)
 
 
-def _device(training: Training) -> str:
+def _device(settings: Train) -> str:
     """Return the device of the workers.
 
     Raise ResourcesMissing if the cluster cannot hold them, or torch cannot use a GPU asked for.
     """
-    workers = training.num_workers
-    cpus = workers * training.cpus_per_worker
-    device = training.device
+    training: Training = settings.train
+    workers, device = training.num_workers, str(training.device)
     if device == "auto":
         gpus = resources.num_gpus()
         device = "cuda" if gpus >= workers else "cpu"
         if 0 < gpus < workers:
             warn(f"{workers} workers need a GPU each, but the cluster has {gpus}; training on CPUs")
-    resources.require(cpus=cpus, gpus=workers if device == "cuda" else 0)
+    gpus = 1 if device == "cuda" else 0
+    require_workers(workers, cpus=training.cpus_per_worker, gpus=gpus, wait_s=settings.wait)
     if device == "cuda" and (problem := find_unusable_gpus()):
         if training.device == "cuda":
             raise ResourcesMissing(
@@ -122,7 +128,7 @@ def _device(training: Training) -> str:
     return device
 
 
-def _fit(job: TrainJob) -> dict[str, Any]:
+def _fit(job: TrainJob, wait_s: float) -> dict[str, Any]:
     """Train, and return rank 0's result; meanwhile show the epochs that it writes as they end.
 
     Ray Train runs in a thread of its own. In the main thread, it would replace the handler of
@@ -132,7 +138,7 @@ def _fit(job: TrainJob) -> dict[str, Any]:
 
     def fit() -> None:
         try:
-            result.set_result(ray_trainer.fit(job))
+            result.set_result(ray_trainer.fit(job, wait_s=wait_s))
         except BaseException as error:
             result.set_exception(error)
 

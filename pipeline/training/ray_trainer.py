@@ -19,7 +19,8 @@ from ray.train import (
     WorkerGroupError,
 )
 
-from pipeline.cluster import ray_hooks, resources
+from pipeline.cluster import ray_hooks
+from pipeline.cluster.workers import wait_for_workers
 from pipeline.errors import SettingError, StorageError, TrainingFailed, UserError
 from pipeline.training.requirements import GraphRefused
 from pipeline.training.run_state import RAY_FILES, TrainJob, newest_checkpoint
@@ -27,16 +28,14 @@ from pipeline.training.run_state import RAY_FILES, TrainJob, newest_checkpoint
 MAX_RESTARTS = 3
 """How many times in a row failed workers are started again without a checkpoint in between."""
 
-NODE_TIMEOUT_S = 20
-"""Time for another node to take the place of one that was lost."""
 
-
-def fit(job: TrainJob) -> dict[str, Any]:
+def fit(job: TrainJob, *, wait_s: float) -> dict[str, Any]:
     """Train `job` to the end and return the result of rank 0.
 
-    Workers that fail are started again, on fewer nodes if the settings allow it, and continue from
-    the last checkpoint. Raise the UserError of a worker, TrainingFailed if workers fail too often,
-    and ResourcesMissing if nodes were lost and not replaced.
+    Workers that fail are started again and continue from the last checkpoint. After `wait_s`
+    without a node in the place of a lost one, they are fewer, if the settings allow it. Raise the
+    UserError of a worker, TrainingFailed if workers fail too often, and ResourcesMissing if nodes
+    were lost and not replaced.
     """
     training = job.training
     num_workers, restarts = training.num_workers, 0
@@ -58,12 +57,12 @@ def fit(job: TrainJob) -> dict[str, Any]:
                 f"Workers failed {restarts} times since the last checkpoint: {_describe(causes[0])}"
                 ". Run the same command again to continue from there."
             ) from None
-        num_workers = resources.wait_for_workers(
+        num_workers = wait_for_workers(
             training.num_workers,
             training.min_workers or training.num_workers,
             cpus=training.cpus_per_worker,
             gpus=int(job.device == "cuda"),
-            timeout_s=NODE_TIMEOUT_S,
+            wait_s=wait_s,
         )
         logging.getLogger(__name__).warning(
             "Workers failed (%s); %d of them continue from the last checkpoint.",

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,16 +20,14 @@ import pytest
 from infra.testbed import cluster
 from infra.testbed.cluster import Cluster
 from infra.testbed.namespaces import Node
+from tests.cluster.faults import caused, slow
 from tests.support.processes import wait_for
 from tests.support.sample_data import write_source
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = pytest.mark.cluster
 
 SETTINGS = ("--train.epochs", 30, "--train.batch-size", 2, "--train.checkpoint-steps", 1)
 """Settings of a run of about 25 s; an epoch takes most of a second."""
-
-SLOW_S, SLOWED_S = 0.2, 10
-"""Delay of a slowed cable each way, and for how long it is slow."""
 
 PIPELINE = (sys.executable, "-m", "pipeline")
 
@@ -127,24 +124,6 @@ def checkpoint(testbed: Cluster, datasets: Path) -> Any:
 
 def kill_worker(node: Node) -> None:
     node.run("pkill", "-KILL", "-f", "RayTrainWorker")
-
-
-def slow(node: Node) -> None:
-    node.slow(SLOW_S)
-    threading.Timer(SLOWED_S, node.restore).start()
-
-
-@contextmanager
-def caused(testbed: Cluster, fault: Callable[[Node], None], node: Node) -> Iterator[None]:
-    """Cause a fault of a node; at the end of the block, boot the node again if it was lost."""
-    try:
-        fault(node)
-        yield
-    finally:
-        if fault in (Node.kill, Node.cut):
-            node.kill()
-            node.boot()
-            testbed.start_ray(node)
 
 
 def wait_for_moment(run: Run, moment: str) -> Node:

@@ -45,7 +45,7 @@ def test_a_job_server_address_as_ray_address_is_a_user_error(source: Path, tmp_p
     flags = ("--root", tmp_path, "--data.name", "bars", "--data.source", source)
     completed = pipeline("preprocess", *flags, RAY_ADDRESS="http://127.0.0.1:8265").run()
     assert completed.returncode == 2
-    assert "use infra/jobs/submit.sh" in completed.stderr
+    assert "use python -m infra.jobs.submit" in completed.stderr
     assert len(completed.stderr.splitlines()) == 1
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.artifacts.commit import load
 from pipeline.artifacts.manifests import ScoresManifest
 from pipeline.artifacts.storage import Storage
-from pipeline.cluster import resources
+from pipeline.cluster.workers import require_workers
 from pipeline.config import Score
 from pipeline.data.readers import idx_format
 from pipeline.data.shards import read_split
@@ -149,7 +149,7 @@ def test_failed_scoring_releases_its_cpus(artifacts: Artifacts, tmp_path: Path) 
     try:
         with pytest.raises(DataError):
             run(artifacts, path, tmp_path / "out")
-        resources.require(cpus=int(ray.cluster_resources()["CPU"]))
+        require_workers(int(ray.cluster_resources()["CPU"]), wait_s=0)
     finally:
         gc.enable()
 

@@ -1,0 +1,39 @@
+"""Faults of the nodes of a testbed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from infra.testbed.cluster import Cluster
+from infra.testbed.namespaces import Node
+
+SLOW_S, SLOWED_S = 0.2, 10
+"""Delay of a slowed cable each way, and for how long it is slow."""
+
+
+def slow(node: Node) -> None:
+    node.slow(SLOW_S)
+    threading.Timer(SLOWED_S, node.restore).start()
+
+
+def fill_disk(node: Node) -> None:
+    """Fill the node's own disk, which holds Ray's files, until `caused` ends."""
+    filled = node.run("dd", "if=/dev/zero", "of=/tmp/full", "bs=1M")
+    assert "No space left" in filled.stderr
+
+
+@contextmanager
+def caused(testbed: Cluster, fault: Callable[[Node], None], node: Node) -> Iterator[None]:
+    """Cause a fault of a node; at the end of the block, boot the node again if it was lost."""
+    try:
+        fault(node)
+        yield
+    finally:
+        if fault in (Node.kill, Node.cut):
+            node.kill()
+            node.boot()
+            testbed.start_ray(node)
+        elif fault is fill_disk:
+            node.run("rm", "/tmp/full")

@@ -1,0 +1,158 @@
+"""The whole run on several nodes: the artifacts of one node, two at once, and bad storage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.testbed.cluster import Cluster
+from tests.support.s3 import S3
+from tests.support.sample_data import write_source
+
+pytestmark = pytest.mark.cluster
+
+REPOSITORY = Path(__file__).parents[2]
+
+PIPELINE = (sys.executable, "-m", "pipeline")
+
+BUSY_S = 30
+
+READ_MANIFESTS = """
+import json, sys
+from pipeline.artifacts.storage import Storage
+storage = Storage(sys.argv[1])
+names = ("manifest.json", "evaluation.json")
+manifests = [path for path in storage.files("") if path.endswith(names)]
+print(json.dumps({path: json.loads(storage.read(path)) for path in manifests}))
+"""
+
+
+def run(root: object, source: Path, *flags: object) -> tuple[object, ...]:
+    """Return the command of a whole run that is short."""
+    data = ("--data.name", "bars", "--data.source", source, "--data.rows-per-shard", 50)
+    training = ("--train.epochs", 6, "--train.batch-size", 20)
+    return (*PIPELINE, "run", "fast", "--root", root, *data, *training, *flags)
+
+
+def manifests(testbed: Cluster, root: object) -> dict[str, Any]:
+    """Return the manifests below a storage root, by path, without what depends on speed."""
+    done = testbed.run(sys.executable, "-c", READ_MANIFESTS, root)
+    assert not done.returncode, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    for manifest in found.values():
+        manifest.pop("metrics", None) if manifest["kind"] == "run" else None
+    return found
+
+
+@pytest.fixture
+def source(testbed: Cluster, shared: Path) -> Path:
+    return write_source(shared / "source")
+
+
+@pytest.mark.parametrize("storage", ["a shared folder", "S3"])
+def test_a_run_on_two_nodes_gives_the_artifacts_of_one(
+    testbed: Cluster, shared: Path, bucket: S3, source: Path, storage: str
+) -> None:
+    """Data and scores are the same bytes; weights are those of the run with the same workers."""
+    one, two = (bucket.uri(n) if storage == "S3" else shared / n for n in ("one", "two"))
+    alone = subprocess.run(
+        list(map(str, run(shared / "alone", source, "--train.num-workers", 2))),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not alone.returncode, alone.stderr
+    for root in (one, two):
+        done = testbed.run(*run(root, source, "--train.num-workers", 2))
+        assert not done.returncode, done.stderr
+        assert "Traceback" not in done.stderr
+    assert manifests(testbed, one) == manifests(testbed, two)
+    here, there = manifests(testbed, shared / "alone"), manifests(testbed, two)
+    datasets = [path for path in here if path.startswith("datasets/")]
+    assert datasets
+    assert [here[path] for path in datasets] == [there[path] for path in datasets]
+
+
+@pytest.mark.parametrize("storage", ["a shared folder", "S3"])
+def test_two_runs_at_once_on_one_root_leave_one_set_of_artifacts(
+    testbed: Cluster, shared: Path, bucket: S3, source: Path, storage: str
+) -> None:
+    """One of them may be told that the other is at work."""
+    root = bucket.uri("at-once") if storage == "S3" else shared / "root"
+    command = run(root, source, "--wait", 120)
+    started = [testbed.popen(*command, stderr=subprocess.PIPE) for _ in range(2)]
+    codes = list[int]()
+    for process in started:
+        _, printed = process.communicate(timeout=240)
+        codes.append(process.returncode)
+        assert "Traceback" not in printed
+        if process.returncode:
+            assert printed.splitlines()[-1].startswith("error: Another process ")
+    assert sorted(codes) in ([0, 0], [0, 2])
+    found = manifests(testbed, root)
+    kinds = [manifest["kind"] for manifest in found.values()]
+    assert sorted(kinds) == ["dataset", "evaluation", "model", "run", "scores"]
+    again = testbed.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert manifests(testbed, root) == found
+
+
+def test_storage_that_a_node_does_not_see_is_told_before_anything_runs(
+    testbed: Cluster, source: Path
+) -> None:
+    """The head has a /tmp of its own."""
+    done = testbed.run(*run("/tmp/root", source))
+    assert done.returncode == 2
+    assert "of 3 nodes of the cluster" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@contextmanager
+def disturbed(testbed: Cluster, bucket: S3, mode: Path) -> Iterator[S3]:
+    """Yield the server behind a proxy at the switch that obeys the file `mode`."""
+    mode.write_text("good")
+    command = (sys.executable, "-m", "tests.support.slow_server", bucket.host, bucket.port, mode)
+    with testbed.switch.popen(*command, cwd=REPOSITORY, stdout=subprocess.PIPE) as proxy:
+        try:
+            assert proxy.stdout
+            yield S3(int(proxy.stdout.readline()), bucket.host)
+        finally:
+            proxy.kill()
+
+
+@pytest.mark.parametrize("stage", ["preprocess", "train", "score"])
+def test_a_server_that_is_busy_for_30_s_only_delays_a_run(
+    testbed: Cluster, shared: Path, bucket: S3, source: Path, stage: str
+) -> None:
+    with disturbed(testbed, bucket, shared / "mode") as server:
+        command = run(server.uri(f"busy-{stage}"), source)
+        with testbed.popen(*command, stderr=subprocess.PIPE) as process:
+            assert process.stderr
+            printed = ""
+            while stage not in printed.splitlines():
+                printed += process.stderr.readline()
+            (shared / "mode").write_text("busy")
+            try:
+                process.wait(BUSY_S)
+            except subprocess.TimeoutExpired:
+                (shared / "mode").write_text("good")
+            _, rest = process.communicate(timeout=240)
+            assert process.returncode == 0, printed + rest
+    assert "Traceback" not in printed + rest
+
+
+def test_a_server_that_takes_half_a_second_for_a_request_is_waited_for(
+    testbed: Cluster, shared: Path, bucket: S3, source: Path
+) -> None:
+    with disturbed(testbed, bucket, shared / "mode") as server:
+        (shared / "mode").write_text("slow")
+        done = testbed.run(*run(server.uri("slow"), source))
+    assert done.returncode == 0, done.stderr
