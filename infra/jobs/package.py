@@ -1,4 +1,4 @@
-"""What a job takes to the cluster: the working folder, or wheels and their pins."""
+"""The files that a job takes to the cluster: a working folder, or wheels and their pins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.artifacts.commit import digest
 from pipeline.errors import SettingError
 
 MAX_BYTES = 512 << 20
-"""What Ray takes at most, compressed."""
+"""The size of the largest working folder that Ray takes, compressed."""
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 

@@ -39,7 +39,7 @@ LOG_TIMEOUT_S = 30
 """Time without a line of the log, after which the status is asked for."""
 
 CONNECTION_LOST = (OSError, RuntimeError, aiohttp.ClientError)
-"""What Ray's client raises if the cluster does not answer, or with an error of a server."""
+"""Raised by Ray's client if the cluster does not answer, or answers with an error."""
 
 
 def main() -> int:

@@ -60,7 +60,7 @@ def refuses_token(address: str) -> bool:
     if not enabled():
         return False
     try:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
         from ray.exceptions import AuthenticationError
     except ImportError as error:
         warn_once("refuses_token", str(error))

@@ -101,7 +101,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _leave(figures: Figures, places: list[tuple[Storage, str]], settings: Stage) -> None:
-    """Write figures wherever they are wanted. They are no reason to fail."""
+    """Write and push the figures. A stage does not fail for them."""
     try:
         for storage, path in places:
             storage.write(path, (json.dumps(asdict(figures), indent=2) + "\n").encode())

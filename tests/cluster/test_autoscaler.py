@@ -64,7 +64,7 @@ CONFIG = {
     **dict.fromkeys(COMMANDS, []),
     "idle_timeout_minutes": 0.1,
 }
-"""Of Ray's own provider for tests, whose nodes are processes on the head's machine."""
+"""The nodes of Ray's provider for tests are processes on the head's machine."""
 
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """The id that the provider gives the head."""

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 PIPELINE = (sys.executable, "-m", "pipeline")
 
-BUSY_S = 30
+BUSY_S, CUT_S = 30, 8
 
 READ_MANIFESTS = """
 import json, sys
@@ -45,10 +45,10 @@ def manifests(testbed: Cluster, root: object) -> dict[str, Any]:
     """Return the manifests below a storage root, by path, without what depends on speed."""
     done = testbed.run(sys.executable, "-c", READ_MANIFESTS, root)
     assert not done.returncode, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    for manifest in found.values():
+    by_path: dict[str, Any] = json.loads(done.stdout)
+    for manifest in by_path.values():
         manifest.pop("metrics", None) if manifest["kind"] == "run" else None
-    return found
+    return by_path
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_a_run_on_two_nodes_gives_the_artifacts_of_one(
         assert not done.returncode, done.stderr
         assert "Traceback" not in done.stderr
     assert manifests(testbed, one) == manifests(testbed, two)
-    here, there = manifests(testbed, shared / "alone"), manifests(testbed, two)
-    datasets = [path for path in here if path.startswith("datasets/")]
+    local, remote = manifests(testbed, shared / "alone"), manifests(testbed, two)
+    datasets = [path for path in local if path.startswith("datasets/")]
     assert datasets
-    assert [here[path] for path in datasets] == [there[path] for path in datasets]
+    assert [local[path] for path in datasets] == [remote[path] for path in datasets]
 
 
 @pytest.mark.parametrize("storage", ["a shared folder", "S3"])
@@ -97,12 +97,12 @@ def test_two_runs_at_once_on_one_root_leave_one_set_of_artifacts(
         if process.returncode:
             assert printed.splitlines()[-1].startswith("error: Another process ")
     assert sorted(codes) in ([0, 0], [0, 2])
-    found = manifests(testbed, root)
-    kinds = [manifest["kind"] for manifest in found.values()]
+    first = manifests(testbed, root)
+    kinds = [manifest["kind"] for manifest in first.values()]
     assert sorted(kinds) == ["dataset", "evaluation", "model", "run", "scores"]
-    again = testbed.run(*command)
-    assert again.returncode == 0, again.stderr
-    assert manifests(testbed, root) == found
+    repeated = testbed.run(*command)
+    assert repeated.returncode == 0, repeated.stderr
+    assert manifests(testbed, root) == first
 
 
 def test_storage_that_a_node_does_not_see_is_told_before_anything_runs(
@@ -146,6 +146,26 @@ def test_a_server_that_is_busy_for_30_s_only_delays_a_run(
                 (shared / "mode").write_text("good")
             _, rest = process.communicate(timeout=240)
             assert process.returncode == 0, printed + rest
+    assert "Traceback" not in printed + rest
+
+
+@pytest.mark.parametrize("stage", ["export", "evaluate"])
+def test_a_cable_that_is_cut_for_some_seconds_only_delays_a_stage_of_the_head(
+    testbed: Cluster, bucket: S3, source: Path, stage: str
+) -> None:
+    command = run(bucket.uri(f"cut-{stage}"), source)
+    with testbed.popen(*command, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        printed = ""
+        while stage not in printed.splitlines():
+            printed += process.stderr.readline()
+        testbed.head.cut()
+        try:
+            process.wait(CUT_S)
+        except subprocess.TimeoutExpired:
+            testbed.head.restore()
+        _, rest = process.communicate(timeout=240)
+        assert process.returncode == 0, printed + rest
     assert "Traceback" not in printed + rest
 
 

@@ -40,8 +40,8 @@ class Head:
     def jobs(self) -> list[dict[str, Any]]:
         """Return the jobs, the newest last."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        found = requests.get(f"{self.address}/api/jobs/", headers=headers, timeout=30).json()
-        return sorted(found, key=lambda job: job["start_time"])
+        jobs = requests.get(f"{self.address}/api/jobs/", headers=headers, timeout=30).json()
+        return sorted(jobs, key=lambda job: job["start_time"])
 
 
 @contextmanager

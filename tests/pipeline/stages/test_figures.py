@@ -1,4 +1,4 @@
-"""What a stage tells of itself: beside its artifact, in a folder for Prometheus, and by a push."""
+"""The figures of a stage: beside its artifact, in a folder for Prometheus, and pushed."""
 
 from __future__ import annotations
 
