@@ -9,8 +9,17 @@ import pytest
 
 from infra.testbed import cluster, namespaces
 from infra.testbed.cluster import Cluster
+from tests.cluster import faults
 from tests.support import s3
 from tests.support.s3 import S3
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was done to a stage, and what came of it."""
+    if faults.COSTS:
+        terminalreporter.section("faults")
+    for stage, fault, result in faults.COSTS:
+        terminalreporter.line(f"{stage:<12}{fault:<48}{result}")
 
 
 @pytest.fixture(scope="session", autouse=True)

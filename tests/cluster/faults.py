@@ -1,4 +1,4 @@
-"""Faults of the nodes of a testbed."""
+"""Faults of the nodes of a testbed, and what they cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from infra.testbed.namespaces import Node
 
 SLOW_S, SLOWED_S = 0.2, 10
 """Delay of a slowed cable each way, and for how long it is slow."""
+
+
+COSTS = list[tuple[str, str, str]]()
+"""Stage, fault and what came of it, for the table at the end of the tests."""
+
+
+def note(stage: str, fault: str, result: str) -> None:
+    """Add a line to the table of faults."""
+    COSTS.append((stage, fault, result))
 
 
 def slow(node: Node) -> None:

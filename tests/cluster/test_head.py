@@ -11,6 +11,7 @@ import pytest
 
 from infra.testbed.cluster import REPOSITORY, Cluster
 from infra.testbed.namespaces import Switch
+from tests.cluster.faults import note
 from tests.support.processes import wait_for
 from tests.support.sample_data import write_source
 
@@ -60,3 +61,4 @@ def test_a_run_goes_on_after_its_head_was_killed_and_started_again(
         _, printed = process.communicate(timeout=240)
     assert "Traceback" not in printed
     assert process.returncode == 0, printed
+    note("train", "the head is killed, and starts again", "finished")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from infra.testbed.cluster import Cluster
+from tests.cluster.faults import note
 from tests.support.s3 import S3
 from tests.support.sample_data import write_source
 
@@ -103,6 +105,7 @@ def test_two_runs_at_once_on_one_root_leave_one_set_of_artifacts(
     repeated = testbed.run(*command)
     assert repeated.returncode == 0, repeated.stderr
     assert manifests(testbed, root) == first
+    note("run", f"another on the same root, {storage}", f"exit codes {codes}, one set of artifacts")
 
 
 def test_storage_that_a_node_does_not_see_is_told_before_anything_runs(
@@ -147,6 +150,7 @@ def test_a_server_that_is_busy_for_30_s_only_delays_a_run(
             _, rest = process.communicate(timeout=240)
             assert process.returncode == 0, printed + rest
     assert "Traceback" not in printed + rest
+    note(stage, f"storage answers 503 for {BUSY_S} s", "finished")
 
 
 @pytest.mark.parametrize("stage", ["export", "evaluate"])
@@ -167,6 +171,7 @@ def test_a_cable_that_is_cut_for_some_seconds_only_delays_a_stage_of_the_head(
         _, rest = process.communicate(timeout=240)
         assert process.returncode == 0, printed + rest
     assert "Traceback" not in printed + rest
+    note(stage, f"the head's cable is cut for {CUT_S} s", "finished")
 
 
 def test_a_server_that_takes_half_a_second_for_a_request_is_waited_for(
@@ -174,5 +179,8 @@ def test_a_server_that_takes_half_a_second_for_a_request_is_waited_for(
 ) -> None:
     with disturbed(testbed, bucket, shared / "mode") as server:
         (shared / "mode").write_text("slow")
+        started = time.monotonic()
         done = testbed.run(*run(server.uri("slow"), source))
     assert done.returncode == 0, done.stderr
+    seconds = time.monotonic() - started
+    note("run", "storage takes 500 ms longer for a request", f"finished in {seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""Faults of nodes while `preprocess` and `score` run on them; `pytest -s` shows their cost."""
+"""Faults of nodes while `preprocess` and `score` run on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from infra.testbed.cluster import Cluster
 from infra.testbed.namespaces import Node
 from pipeline.data.catalog import ROLES
 from pipeline.data.readers import idx_format
-from tests.cluster.faults import caused, fill_disk, slow
+from tests.cluster.faults import caused, fill_disk, note, slow
 from tests.support.processes import wait_for
 from tests.support.sample_data import HEIGHT, WIDTH, write_source
 
@@ -121,10 +121,11 @@ def test_a_stage_ends_with_the_same_files_after_a_fault_of_a_node(
         with caused(testbed, fault, node):
             _, printed = process.communicate(timeout=300)
         assert process.returncode == 0, printed
-    print(f"{stage} {fault.__name__}: {time.monotonic() - started - usual_s:.1f} s lost")
+    lost_s = time.monotonic() - started - usual_s
     assert files(folder) == expected
     # Only tasks of that node are done again: about half of them ran there.
     after = written(folder)
     repeated = sum(after[path] != time_ns for path, time_ns in before.items())
-    print(f"{repeated} of {len(before)} shards were written again")
     assert repeated < 0.7 * len(before)
+    result = f"same files, {lost_s:.0f} s lost, {repeated} of {len(before)} shards written again"
+    note(stage, fault.__name__, result)

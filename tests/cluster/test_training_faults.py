@@ -1,4 +1,4 @@
-"""Faults of workers, nodes and cables during a run on two nodes; `pytest -s` shows their cost."""
+"""Faults of workers, nodes and cables during a run on two nodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from infra.testbed import cluster
 from infra.testbed.cluster import Cluster
 from infra.testbed.namespaces import Node
-from tests.cluster.faults import caused, slow
+from tests.cluster.faults import caused, note, slow
 from tests.support.processes import wait_for
 from tests.support.sample_data import write_source
 
@@ -152,8 +152,8 @@ def test_a_run_ends_with_the_same_bits_after_a_fault(
         with caused(testbed, fault, node):
             status, printed, lost = disturbed.end()
         assert status == 0, printed
-        print(f"{fault.__name__} {moment}: {lost:.1f} s lost")
         assert disturbed.checkpoint() == checkpoint
+        note("train", f"{fault.__name__} {moment}", f"same bits, {lost:.0f} s lost")
 
 
 @pytest.mark.parametrize("fault", [Node.kill, Node.cut])
@@ -165,6 +165,7 @@ def test_a_run_ends_with_one_line_if_no_node_replaces_one_that_is_lost(
         with caused(testbed, fault, node):
             started = time.monotonic()
             status, printed, _ = disturbed.end()
-        print(f"{fault.__name__}: ended {time.monotonic() - started:.1f} s later:\n{printed}")
+        seconds = time.monotonic() - started
+        note("train", f"{fault.__name__}, no other node", f"one line after {seconds:.0f} s")
         assert status == 2
         assert "Traceback" not in printed
