@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -54,32 +52,22 @@ def read_file(storage: Storage, folder: str, entry: FileEntry) -> bytes:
 
     Raise ArtifactDamaged if it is missing or differs from its entry in the manifest.
     """
-    with _open_file(storage, folder, entry) as file:
-        data = bytes(file.read())
-        _check_digest(storage, folder, entry, hashlib.sha256(data).hexdigest(), len(data))
-        return data
-
-
-@contextmanager
-def _open_file(storage: Storage, folder: str, entry: FileEntry) -> Iterator[pa.NativeFile]:
     path = _join(folder, entry.path)
     try:
-        with storage.open(path) as file:
-            yield file
+        data = storage.read(path)
     except FileNotFoundError:
         raise ArtifactDamaged(
             f"{storage.display(path)} is missing, though its manifest lists it. "
             "Build the artifact again with --force."
         ) from None
-
-
-def _check_digest(storage: Storage, folder: str, entry: FileEntry, sha256: str, size: int) -> None:
+    sha256 = hashlib.sha256(data).hexdigest()
     if sha256 != entry.sha256:
         raise ArtifactDamaged(
-            f"{storage.display(_join(folder, entry.path))} has sha256 {sha256[:12]} and "
-            f"{size} bytes, but its manifest says {entry.sha256[:12]} and {entry.bytes} bytes. "
-            "Build the artifact again with --force."
+            f"{storage.display(path)} has sha256 {sha256[:12]} and {len(data)} bytes, but its "
+            f"manifest says {entry.sha256[:12]} and {entry.bytes} bytes. Build the artifact again "
+            "with --force."
         )
+    return data
 
 
 def commit(storage: Storage, folder: str, manifest: M) -> M:

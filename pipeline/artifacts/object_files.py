@@ -27,8 +27,8 @@ BUSY_S = 60
 """Time for a server to be less busy, which answers that it is (503), beside the retries of one
 request."""
 
-BUSY = re.compile(r"\b(429|500|502|503|504)\b")
-"""Statuses of a busy server, which the text of an error names; obstore gives no number."""
+BUSY = re.compile(r"status code: (429|5\d\d)")
+"""Statuses of a busy server, in the text of an error; obstore gives no number."""
 
 UPDATE_S = 30
 """For an update that is tried again because others change the file."""

@@ -76,7 +76,8 @@ def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
 
     try:
         ends = [_start(work_off)] if _is_main() else []
-        while len(ends) < len(todo) and _free_threads.acquire(blocking=False):
+        helpers = len(todo) if _is_main() else len(todo) - 1
+        while len(ends) < helpers and _free_threads.acquire(blocking=False):
             ends.append(_start(work_off_and_free))
         if not _is_main():
             work_off()

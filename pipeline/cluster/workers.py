@@ -42,14 +42,15 @@ def require_workers(workers: int, *, cpus: int = 1, gpus: int = 0, wait_s: float
     hold them at once.
     """
     bundle = _bundle(cpus, gpus)
+    advice = "Ask for fewer workers, or use the device cpu" if gpus else "Ask for fewer workers"
     grows = connection.may_grow()
     if not grows and _room(_alive_nodes(), bundle) < workers:
-        raise ResourcesMissing(f"{_shortage(workers, bundle)}. Ask for fewer.")
+        raise ResourcesMissing(f"{_shortage(workers, bundle)}. {advice}.")
     wait_s = wait_s if grows else max(wait_s, RELEASE_S)
     if _wait_for_room(workers, bundle, wait_s, _alive_nodes) < workers:
         raise ResourcesMissing(
-            f"{_shortage(workers, bundle)}, also after {wait_s:.0f} s. Ask for fewer, add nodes, "
-            "stop other jobs, or give an autoscaler more time with --wait."
+            f"{_shortage(workers, bundle)}, also after {wait_s:.0f} s. {advice}, add nodes, stop "
+            "other jobs, or give an autoscaler more time with --wait."
         )
 
 

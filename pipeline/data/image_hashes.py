@@ -15,6 +15,9 @@ NO_HASHES: UInt64Array = np.zeros(0, np.uint64)
 MAX_TABLE_BITS = 24
 """A table of 16 MiB at most."""
 
+BLOCK = 1 << 20
+"""Hashes that are put into the table at once."""
+
 
 def hash_images(images: UInt8Array) -> UInt64Array:
     """Hash each image to 64 bits.
@@ -62,5 +65,7 @@ class HashSet:
     def _table(self) -> BoolArray:
         """Whether a hash of the set begins with these bits."""
         table = np.zeros(1 << self._table_bits, bool)
-        table[self.hashes >> np.uint64(64 - self._table_bits)] = True
+        # In blocks: the hashes may be gigabytes, which all processes of a node share.
+        for start in range(0, len(self.hashes), BLOCK):
+            table[self.hashes[start : start + BLOCK] >> np.uint64(64 - self._table_bits)] = True
         return table

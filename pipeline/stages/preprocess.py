@@ -122,6 +122,7 @@ def _complete(
     pool: Pool, counts: Mapping[str, Any], data: Data, hashes: Mapping[str, Sequence[UInt64Array]]
 ) -> Pool:
     """Return a pool that knows its later splits; `hashes` are those of the pools written before."""
-    later = np.sort(np.concatenate([NO_HASHES, *(part for own in hashes.values() for part in own)]))
+    later = np.concatenate([NO_HASHES, *(part for own in hashes.values() for part in own)])
+    later.sort()
     rule = replace(pool.rule, later_hashes=dict.fromkeys(SPLITS, HashSet(later)))
     return splits.assign_splits(pool._replace(rule=rule), counts, data.seed)
