@@ -3,21 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 OTHER_CLIENTS := $(addprefix .venv-others/,triton/ready kserve/ready schemathesis/ready moto/ready)
 
+FAST := not ray and not slow and not cluster
+
 .PHONY: run test test-fast coverage test-public test-cluster test-slow lint docs bench-train bench-cluster bench-serve bench-data bench-photos soak
 
 run: .venv/ready
 	$(BIN)/python -m pipeline run --data.on-unreachable sample --check-serving
 
 test: .venv/ready $(OTHER_CLIENTS)
-	$(BIN)/pytest -m "not slow and not cluster"
+	$(BIN)/pytest --numprocesses auto -m "$(FAST)"
+	$(BIN)/pytest -m "ray and not slow and not cluster"
 
 # Without Ray, a server or a browser.
 test-fast: .venv/ready
-	$(BIN)/pytest -q --numprocesses auto -m "not ray and not slow and not cluster"
+	$(BIN)/pytest -q --numprocesses auto -m "$(FAST)"
 
 # The share of the lines that `make test-fast` runs.
 coverage: .venv/ready
-	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "not ray and not slow and not cluster"
+	$(BIN)/coverage run --source=pipeline,serving -m pytest -q -m "$(FAST)"
 	$(BIN)/coverage report --sort=cover
 
 # The core of training and serving without the hooks for speed into Ray's private parts.

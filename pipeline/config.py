@@ -69,7 +69,7 @@ class Stage(Settings):
     """Storage root: a folder, or a URI such as s3://bucket/path (env: PIPELINE_ROOT)."""
     metrics_dir: str | None = None
     """Folder for the figures of the stage in Prometheus' text format, as node_exporter reads it."""
-    metrics_push: str | None = None
+    metrics_push: str | None = Field(default=None, pattern=r"^https?://[^@\s]+$")
     """Address of a Prometheus Pushgateway for the figures of the stage: http://HOST:9091."""
     metrics_job: str = Field(default="pipeline", pattern=r"^[A-Za-z0-9_.-]+$")
     """Name that tells these figures from those of other pipelines."""

@@ -1,1 +1,1 @@
-"""Jobs for a Ray cluster: `submit` sends one and follows it, `package` is what it takes along."""
+"""Jobs for a Ray cluster: `submit` sends one, `package` is what it takes, `follow` its log."""

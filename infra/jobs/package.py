@@ -14,6 +14,9 @@ from pipeline.errors import SettingError
 MAX_BYTES = 512 << 20
 """The size of the largest working folder that Ray takes, compressed."""
 
+LEFT_OUT = {".git", ".venv", "venv", "__pycache__"}
+"""Folders that Ray never sends."""
+
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 SENT = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -50,7 +53,8 @@ def _files(folder: Path) -> list[Path]:
         listed = subprocess.run(command, capture_output=True, check=True).stdout
         return [folder / name for name in listed.decode().split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        return [path for path in folder.rglob("*") if ".git" not in path.parts]
+        # No repository.
+        return [path for path in folder.rglob("*") if not LEFT_OUT & set(path.parts)]
 
 
 def stage_wheels(wheels: list[Path], folder: Path) -> dict[str, Any]:
@@ -58,14 +62,16 @@ def stage_wheels(wheels: list[Path], folder: Path) -> dict[str, Any]:
 
     Ray keeps the environment, on each node, for other jobs with the same wheels and pins.
     """
-    shutil.copy(CONSTRAINTS, folder)
+    # The nodes have their Ray, and installing another is an error.
+    pins = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("ray==")]
+    (folder / CONSTRAINTS.name).write_text("\n".join(pins))
     packages = [f"--constraint {SENT}/{CONSTRAINTS.name}"]
     for wheel in wheels:
         if not wheel.is_file():
             raise SettingError(f"--wheel {str(wheel)!r} is not a file.")
         # Ray tells environments apart by these lines, so a wheel's content must be part of them.
         own = folder / digest(wheel.read_bytes().hex(), CONSTRAINTS.read_text())
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         shutil.copy(wheel, own)
         extras = "[all]" if wheel.name.startswith("ray_onnx_pipeline-") else ""
         packages.append(f"{SENT}/{own.name}/{wheel.name}{extras}")

@@ -10,7 +10,6 @@ every failure. A connection that is lost does not end the job. Ctrl-C and SIGTER
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import shlex
 import sys
@@ -20,30 +19,25 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-import aiohttp
 import ray
 import requests
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
+from infra.jobs.follow import CONNECTION_LOST, exit_code, follow, stop
 from infra.jobs.package import require_sendable, stage_wheels
+from pipeline.artifacts.storage import redact
 from pipeline.errors import ResourcesMissing, SettingError, UserError
 from pipeline.process import environment, signals
 
-SILENCE_S = 60
-"""Time without an answer of the cluster, after which a job is no longer followed."""
+STAGES = ("run", "preprocess", "train", "export", "evaluate", "promote", "score", "show")
 
-POLL_S = 1
-
-LOG_TIMEOUT_S = 30
-"""Time without a line of the log, after which the status is asked for."""
-
-CONNECTION_LOST = (OSError, RuntimeError, aiohttp.ClientError)
-"""Raised by Ray's client if the cluster does not answer, or answers with an error."""
+TIMEOUT_S = 30
+"""Time for the cluster to answer that it is there."""
 
 
 def main() -> int:
-    """Submit the stage of the command line; return its exit code, or 0 without `--no-wait`."""
+    """Submit the stage of the command line; return its exit code, with `--no-wait` 0."""
     try:
         environment.prepare()
         return submit(parse())
@@ -71,7 +65,7 @@ def parse() -> argparse.Namespace:
         metavar="FILE",
         help="in place of a folder: install this wheel of the project, with its pins, on the nodes",
     )
-    parser.add_argument("stage", help="run, preprocess, train, export, evaluate, promote or score")
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="the flags of the stage")
     return parser.parse_args()
 
@@ -80,6 +74,7 @@ def submit(arguments: argparse.Namespace) -> int:
     """Submit a stage, and follow it unless told not to; return the exit code."""
     client = connect()
     root = require_root(arguments.flags)
+    require_no_keys([root, *arguments.flags])
     job = f"pipeline-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid4().hex[:6]}"
     entrypoint = shlex.join(["python", "-m", "pipeline", arguments.stage, *arguments.flags])
     runtime_env: dict[str, Any] = {"env_vars": {"PIPELINE_ROOT": root}}
@@ -89,7 +84,12 @@ def submit(arguments: argparse.Namespace) -> int:
         else:
             require_sendable(arguments.working_dir)
             runtime_env["working_dir"] = str(arguments.working_dir)
-        client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env)
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env)
+        except (*CONNECTION_LOST, ValueError) as error:
+            raise ResourcesMissing(
+                f"The cluster did not take the job: {str(error).strip().splitlines()[0]}"
+            ) from None
     if arguments.no_wait:
         print(job)
         return 0
@@ -97,7 +97,7 @@ def submit(arguments: argparse.Namespace) -> int:
     try:
         return exit_code(follow(client, job))
     except KeyboardInterrupt:
-        client.stop_job(job)
+        stop(client, job)
         raise
 
 
@@ -106,14 +106,14 @@ def connect() -> JobSubmissionClient:
 
     Raise ResourcesMissing if it does not answer, refuses the token, or has another version of Ray.
     """
-    address = os.environ.get("RAY_ADDRESS", "http://127.0.0.1:8265")
+    address = os.environ.get("RAY_ADDRESS", "http://127.0.0.1:8265").rstrip("/")
     if not address.startswith(("http://", "https://")):
         raise SettingError(
             f"RAY_ADDRESS is {address!r}, but jobs are submitted to the dashboard. Set it to "
             "http://HEAD:8265."
         )
     try:
-        version = requests.get(f"{address}/api/version", timeout=LOG_TIMEOUT_S)
+        version = requests.get(f"{address}/api/version", timeout=TIMEOUT_S)
         client = JobSubmissionClient(address)
         client.list_jobs()
     except AuthenticationError:
@@ -122,11 +122,11 @@ def connect() -> JobSubmissionClient:
             f"{'this token' if os.environ.get('RAY_AUTH_TOKEN') else 'requests without a token'}. "
             "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to those that it was started with."
         ) from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError) as error:
         raise ResourcesMissing(
-            f"No cluster answers at RAY_ADDRESS {address!r} ({type(error).__name__}). Give the "
-            "address of its dashboard, http://HEAD:8265, which the head must be started with "
-            "--dashboard-host to reach from elsewhere."
+            f"No cluster of Ray answers at RAY_ADDRESS {address!r} ({type(error).__name__}). Give "
+            "the address of its dashboard, http://HEAD:8265. To reach it from elsewhere, start the "
+            "head with --dashboard-host."
         ) from None
     running = version.json().get("ray_version", "") if version.ok else ""
     if running and minor(running) != minor(ray.__version__):
@@ -162,54 +162,16 @@ def require_root(flags: list[str]) -> str:
     return root
 
 
-def follow(client: JobSubmissionClient, job: str) -> JobDetails:
-    """Print the log of a job until it ends, and return what became of it.
-
-    Raise ResourcesMissing if the cluster no longer answers.
-    """
-    printed, answered = 0, time.monotonic()
-    while True:
-        try:
-            printed = asyncio.run(print_log(client, job, printed))
-            details = client.get_job_info(job)
-            if details.status.is_terminal():
-                return details
-            answered = time.monotonic()
-        except CONNECTION_LOST as error:
-            if time.monotonic() - answered > SILENCE_S:
-                raise ResourcesMissing(
-                    f"The cluster did not answer for {SILENCE_S} s ({type(error).__name__}), but "
-                    f"the job may still run. Ask later: ray job status {job}"
-                ) from None
-        time.sleep(POLL_S)
-
-
-async def print_log(client: JobSubmissionClient, job: str, printed: int) -> int:
-    """Print what follows the first characters of a log; return how many are printed now.
-
-    It ends with the log, if no line comes for LOG_TIMEOUT_S, or if the connection is lost.
-    """
-    seen = 0
-    log = client.tail_job_logs(job)
-    try:
-        while True:
-            text = await asyncio.wait_for(anext(log), LOG_TIMEOUT_S)
-            seen += len(text)
-            if seen > printed:
-                print(text[printed - seen :], end="", flush=True)
-                printed = seen
-    except (StopAsyncIteration, TimeoutError, *CONNECTION_LOST):
-        return printed
-
-
-def exit_code(details: JobDetails) -> int:
-    """Return the exit code of the driver, and 1 for a job without one."""
-    if details.status == JobStatus.SUCCEEDED:
-        return 0
-    if details.driver_exit_code is None or details.status == JobStatus.STOPPED:
-        print(f"error: the job is {details.status}: {details.message}", file=sys.stderr)
-    return details.driver_exit_code or 1
+def require_no_keys(words: list[str]) -> None:
+    """Raise SettingError if a word is a URI with keys: a job shows its command and environment."""
+    for word in words:
+        login = word.partition("://")[2].partition("?")[0].rpartition("@")[0]
+        if login not in ("", "anonymous"):
+            raise SettingError(
+                f"{redact(word)!r} was given with keys of a bucket, which everyone who sees the "
+                "cluster's jobs would see. Leave them out, and give the nodes the credentials."
+            )
 
 
 if __name__ == "__main__":
-    sys.exit(signals.run(main, "interrupted; the job is stopped"))
+    sys.exit(signals.run(main, "interrupted"))

@@ -24,10 +24,9 @@ from pipeline.artifacts import buckets
 from pipeline.artifacts.threads import interruptible, parallel_map
 
 BUSY_S = 60
-"""Time for a server to be less busy, which answers that it is (503), beside the retries of one
-request."""
+"""Time for which a request is repeated while the server answers that it is busy."""
 
-BUSY = re.compile(r"status code: (429|5\d\d)")
+BUSY = re.compile(r"status code: (429|50[0234])")
 """Statuses of a busy server, in the text of an error; obstore gives no number."""
 
 UPDATE_S = 30
@@ -172,6 +171,7 @@ class ObjectFiles:
                 except BaseError as error:
                     if time.monotonic() > deadline or not _is_busy(error):
                         raise
+                time.sleep(random.uniform(0.2, 1))
 
 
 class _Reader(io.RawIOBase):

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 
 import ray
 
-from pipeline.cluster import ray_hooks
+from pipeline.cluster import autoscaler, ray_hooks
 from pipeline.errors import ResourcesMissing
 from pipeline.process import signals
 
@@ -130,6 +130,7 @@ def _join(address: str) -> None:
 
 def _shutdown() -> None:
     with _own_handler():
+        autoscaler.withdraw()
         ray.shutdown()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -57,7 +58,7 @@ def refuses_token(address: str) -> bool:
 
     Ray itself asks for 20 s, and says then that it could not connect.
     """
-    if not enabled():
+    if not enabled() or not re.fullmatch(r"[\w.-]+:\d+", address):
         return False
     try:
         from ray._raylet import GcsClient  # type: ignore[attr-defined]

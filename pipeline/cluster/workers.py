@@ -6,16 +6,16 @@ Ray itself would wait: Ray Train for ever, Ray Data for half an hour.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster import connection
+from pipeline.cluster import autoscaler, connection
 from pipeline.errors import ResourcesMissing
 
 RELEASE_S = 8
@@ -23,6 +23,9 @@ RELEASE_S = 8
 
 QUIET_S = 1
 """Time before a wait is announced."""
+
+ASK_AGAIN_S = 5
+"""Time after which an autoscaler is asked again, because other jobs replace a request."""
 
 PING_TIMEOUT_S = 3
 """Time for a node to run a task that does nothing."""
@@ -43,14 +46,14 @@ def require_workers(workers: int, *, cpus: int = 1, gpus: int = 0, wait_s: float
     """
     bundle = _bundle(cpus, gpus)
     advice = "Ask for fewer workers, or use the device cpu" if gpus else "Ask for fewer workers"
-    grows = connection.may_grow()
-    if not grows and _room(_alive_nodes(), bundle) < workers:
-        raise ResourcesMissing(f"{_shortage(workers, bundle)}. {advice}.")
-    wait_s = wait_s if grows else max(wait_s, RELEASE_S)
+    nodes = _alive_nodes()
+    if not connection.may_grow() and _room(nodes, bundle) < workers:
+        raise ResourcesMissing(f"{_shortage(workers, bundle, nodes)}. {advice}.")
+    wait_s = max(wait_s, RELEASE_S)
     if _wait_for_room(workers, bundle, wait_s, _alive_nodes) < workers:
         raise ResourcesMissing(
-            f"{_shortage(workers, bundle)}, also after {wait_s:.0f} s. {advice}, add nodes, stop "
-            "other jobs, or give an autoscaler more time with --wait."
+            f"{_shortage(workers, bundle, _alive_nodes())}, also after {wait_s:.0f} s. {advice}, "
+            "add nodes, stop other jobs, or give an autoscaler more time with --wait."
         )
 
 
@@ -74,56 +77,40 @@ def _wait_for_room(
     workers: int, bundle: Bundle, wait_s: float, find_nodes: Callable[[], Nodes]
 ) -> int:
     """Return the number of workers for which there is room: enough, or those after the time."""
-    started, announced = time.monotonic(), False
-    with _requested(workers, bundle) as request:
-        while (room := _free_room(find_nodes(), bundle)) < workers:
-            waited = time.monotonic() - started
-            if waited > wait_s:
+    started, announced, asked_at = time.monotonic(), False, -math.inf
+    try:
+        while (room := _free_room(nodes := find_nodes(), bundle)) < workers:
+            now = time.monotonic()
+            if now - started > wait_s:
                 break
-            if waited > QUIET_S and not announced:
+            if now - started > QUIET_S and not announced:
                 announced = True
-                request()
-                _LOGGER.warning("%s; waiting up to %.0f s", _shortage(workers, bundle), wait_s)
+                shortage = _shortage(workers, bundle, nodes)
+                _LOGGER.warning("%s; waiting up to %.0f s", shortage, wait_s)
+            if announced and now - asked_at > ASK_AGAIN_S:
+                asked_at = now
+                autoscaler.ask([dict(bundle)] * workers + _held(bundle, nodes))
             time.sleep(0.2)
+    finally:
+        autoscaler.withdraw()
     return room
 
 
-@contextmanager
-def _requested(workers: int, bundle: Bundle) -> Iterator[Callable[[], None]]:
-    """Yield a function that asks an autoscaler for the workers, until the block ends.
-
-    Other clusters ignore that.
-    """
-    requested = False
-
-    def request() -> None:
-        nonlocal requested
-        requested = True
-        _request([dict(bundle)] * workers)
-
-    try:
-        yield request
-    finally:
-        if requested:
-            _request([])
-
-
-def _request(bundles: list[dict[str, int]]) -> None:
-    # Imported late, because it is slow and most runs wait for nothing.
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=bundles)
+def _held(bundle: Bundle, nodes: Nodes) -> list[dict[str, int]]:
+    """Return what other workers hold: an autoscaler sizes a cluster as if it were idle."""
+    free = ray.available_resources()
+    return [{unit: 1} for unit in bundle for _ in range(_total(nodes, unit) - _count(free, unit))]
 
 
 def _bundle(cpus: int, gpus: int) -> Bundle:
     return {unit: n for unit, n in (("CPU", cpus), ("GPU", gpus)) if n}
 
 
-def _shortage(workers: int, bundle: Bundle) -> str:
-    """Return what was asked for, and what of it the cluster has."""
-    nodes, free = _alive_nodes(), ray.available_resources()
+def _shortage(workers: int, bundle: Bundle, nodes: Nodes) -> str:
+    """Return what was asked for, and what of it the nodes have."""
+    free = ray.available_resources()
     for unit, each in bundle.items():
-        wanted, total = each * workers, sum(_count(node["Resources"], unit) for node in nodes)
+        wanted, total = each * workers, _total(nodes, unit)
         asked = f"{wanted} {unit}s were asked for" if wanted > 1 else f"1 {unit} was asked for"
         if wanted > total:
             return f"{asked}, but the cluster has {total or 'none'}"
@@ -148,6 +135,10 @@ def _room(nodes: Nodes, bundle: Bundle) -> int:
     return sum(
         min(_count(node["Resources"], unit) // n for unit, n in bundle.items()) for node in nodes
     )
+
+
+def _total(nodes: Nodes, unit: str) -> int:
+    return sum(_count(node["Resources"], unit) for node in nodes)
 
 
 def _alive_nodes() -> Nodes:

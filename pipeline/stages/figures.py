@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -95,21 +96,33 @@ def measured(stage: Callable[[S], R]) -> Callable[[S], R]:
 
 
 def _exit_code(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
+    # A library may have turned the KeyboardInterrupt into another error.
+    if signals.interrupted() or isinstance(error, KeyboardInterrupt):
         return signals.EXIT_CODE
     return 2 if isinstance(error, UserError) else 1
 
 
 def _leave(figures: Figures, places: list[tuple[Storage, str]], settings: Stage) -> None:
-    """Write and push the figures. A stage does not fail for them."""
-    try:
-        for storage, path in places:
+    """Push and write the figures. A stage does not fail for them."""
+    job, folder, address = settings.metrics_job, settings.metrics_dir, settings.metrics_push
+    if folder:
+        with _warned(figures):
+            _write_text(figures, job, Path(folder))
+    if address:
+        with _warned(figures):
+            _push(figures, job, address)
+    # Last: storage may be what the stage failed for.
+    for storage, path in places:
+        with _warned(figures):
             storage.write(path, (json.dumps(asdict(figures), indent=2) + "\n").encode())
-        if settings.metrics_dir:
-            _write_text(figures, settings.metrics_job, Path(settings.metrics_dir))
-        if settings.metrics_push:
-            _push(figures, settings.metrics_job, settings.metrics_push)
-    except (UserError, OSError) as error:
+
+
+@contextmanager
+def _warned(figures: Figures) -> Iterator[None]:
+    """Turn any error into a warning: a gateway, or a file of last night, may cause many."""
+    try:
+        yield
+    except Exception as error:
         warn(f"the figures of {figures.stage} could not be written: {error}")
 
 

@@ -23,8 +23,8 @@ def note(stage: str, fault: str, result: str) -> None:
 
 
 def slow(node: Node) -> None:
+    """Slow the cable for SLOWED_S, or until `caused` ends."""
     node.slow(SLOW_S)
-    threading.Timer(SLOWED_S, node.restore).start()
 
 
 def fill_disk(node: Node) -> None:
@@ -36,13 +36,19 @@ def fill_disk(node: Node) -> None:
 @contextmanager
 def caused(testbed: Cluster, fault: Callable[[Node], None], node: Node) -> Iterator[None]:
     """Cause a fault of a node; at the end of the block, boot the node again if it was lost."""
+    timer = threading.Timer(SLOWED_S, node.restore)
     try:
         fault(node)
+        if fault is slow:
+            timer.start()
         yield
     finally:
+        timer.cancel()
         if fault in (Node.kill, Node.cut):
             node.kill()
             node.boot()
             testbed.start_ray(node)
+        elif fault is slow:
+            node.restore()
         elif fault is fill_disk:
             node.run("rm", "/tmp/full")

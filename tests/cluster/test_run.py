@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +143,9 @@ def test_a_server_that_is_busy_for_30_s_only_delays_a_run(
             while stage not in printed.splitlines():
                 printed += process.stderr.readline()
             (shared / "mode").write_text("busy")
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(BUSY_S)
-            except subprocess.TimeoutExpired:
-                (shared / "mode").write_text("good")
+            (shared / "mode").write_text("good")
             _, rest = process.communicate(timeout=240)
             assert process.returncode == 0, printed + rest
     assert "Traceback" not in printed + rest
@@ -165,8 +164,9 @@ def test_a_cable_that_is_cut_for_some_seconds_only_delays_a_stage_of_the_head(
             printed += process.stderr.readline()
         testbed.head.cut()
         try:
-            process.wait(CUT_S)
-        except subprocess.TimeoutExpired:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(CUT_S)
+        finally:
             testbed.head.restore()
         _, rest = process.communicate(timeout=240)
         assert process.returncode == 0, printed + rest

@@ -18,6 +18,7 @@ from pipeline.stages.preprocess import preprocess
 from pipeline.stages.score import score
 from tests.conftest import Artifacts
 from tests.support import s3
+from tests.support.folders import contents
 from tests.support.s3 import S3, Fault
 from tests.support.sample_data import make_images
 
@@ -51,11 +52,6 @@ def score_to(
         rows_per_shard=rows_per_shard,
     )
     return score(settings)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_a_dataset_on_s3_equals_one_on_disk(

@@ -26,6 +26,7 @@ from pipeline.artifacts.commit import find
 from pipeline.artifacts.manifests import DatasetManifest, Manifest, ScoresManifest
 from pipeline.artifacts.storage import Storage
 from tests.conftest import Artifacts
+from tests.support.folders import contents
 from tests.support.processes import Command, pipeline
 
 pytestmark = pytest.mark.slow
@@ -79,12 +80,6 @@ def finished(output: Path, expected: dict[str, bytes]) -> dict[Path, int]:
     missing = {number for path, number in numbers.items() if not (output / path).exists()}
     paths = [output / path for path, number in numbers.items() if number not in missing]
     return {path: path.stat().st_mtime_ns for path in paths}
-
-
-def contents(output: Path) -> dict[str, bytes]:
-    """Return all files but the hidden ones: the lock and files that were being written."""
-    paths = [path for path in output.rglob("*") if path.is_file() and path.name[0] != "."]
-    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 def kill_and_repeat(command: Command, output: Path, kind: type[Manifest], seed: int) -> str:

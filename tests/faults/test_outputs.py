@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Artifacts
+from tests.support.folders import contents
 from tests.support.processes import Command, pipeline
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
@@ -57,11 +58,6 @@ def command(
         flags = ("--root", artifacts.root, "--model", artifacts.model.ref, "--output", disk)
         flags += ("--input", source / "train-images-idx3-ubyte", "--rows-per-shard", 20)
     return pipeline(request.param, *flags)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def run_on_small_disk(script: str, command: Command, tmp_path: Path) -> str:

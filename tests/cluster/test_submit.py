@@ -14,12 +14,14 @@ from threading import Thread
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from infra.jobs import submit
+from infra.jobs import follow
 from pipeline.errors import ResourcesMissing
 from tests.support import cluster_head, tcp_proxy
 from tests.support.cluster_head import BIN, TOKEN, Head
 from tests.support.processes import Command, wait_for
 from tests.support.tcp_proxy import Proxy
+
+pytestmark = pytest.mark.cluster
 
 LINES = 8
 
@@ -137,14 +139,14 @@ def test_a_lost_connection_is_no_failed_job(head: Head, proxy: Proxy, slow_stage
 def test_a_cluster_that_never_answers_again_ends_the_wait(
     head: Head, proxy: Proxy, slow_stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit, "SILENCE_S", 2)
+    monkeypatch.setattr(follow, "SILENCE_S", 2)
     submitted = head.submit("--no-wait", "--working-dir", slow_stage, "run").run()
     job = submitted.stdout.strip()
     headers = {"Authorization": f"Bearer {TOKEN}"}
     client = JobSubmissionClient(proxy.address, headers=headers)
     proxy.cut()
     with pytest.raises(ResourcesMissing, match=f"may still run. Ask later: ray job status {job}"):
-        submit.follow(client, job)
+        follow.follow(client, job)
 
 
 def test_an_interrupted_submission_stops_the_job(head: Head, slow_stage: Path) -> None:
