@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.autoscaler._private import fake_multi_node
@@ -69,6 +70,21 @@ CONFIG = {
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """The id that the provider gives the head."""
 
+HOLD = """
+import ray, time
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Holder:
+    def ready(self):
+        return True
+
+holder = Holder.remote()
+ray.get(holder.ready.remote())
+print("held", flush=True)
+time.sleep(1000)
+"""
+
 COUNT = "import ray; ray.init(log_to_driver=False); print(ray.cluster_resources().get('CPU', 0))"
 
 
@@ -103,6 +119,10 @@ class Autoscaled:
         """
         assert not self._node.run("sh", "-ec", script).returncode
 
+    def popen(self, *args: object, **options: Any) -> subprocess.Popen[str]:
+        env = {**self._env, "RAY_ADDRESS": "127.0.0.1:6379"}
+        return self._node.popen(*args, env=env, cwd=REPOSITORY, **options)
+
     def run(self, *args: object) -> subprocess.CompletedProcess[str]:
         env = {**self._env, "RAY_ADDRESS": "127.0.0.1:6379"}
         return self._node.run(*args, env=env, cwd=REPOSITORY)
@@ -129,6 +149,22 @@ def test_an_autoscaler_is_asked_for_workers_and_then_let_go(
     assert "1 CPU was asked for, but the cluster has none; waiting up to 60 s" in done.stderr
     assert "2 CPUs were asked for, but the cluster has 1; waiting up to 60 s" in done.stderr
     wait_for(lambda: autoscaled.num_cpus() == 0)
+
+
+def test_an_autoscaler_is_asked_for_more_than_others_hold(
+    autoscaled: Autoscaled, tmp_path: Path
+) -> None:
+    flags = ("--data.name", "bars", "--data.source", write_source(tmp_path / "source"))
+    with autoscaled.popen(sys.executable, "-c", HOLD, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout
+            assert other.stdout.readline() == "held\n"
+            root = ("--root", tmp_path / "root")
+            done = autoscaled.run(*PIPELINE, "preprocess", *root, *flags, "--wait", 60)
+            assert done.returncode == 0, done.stderr
+            assert "1 CPU was asked for, but 1 of the cluster's 1 are held" in done.stderr
+        finally:
+            other.kill()
 
 
 def test_more_than_an_autoscaler_gives_is_told_after_the_wait(

@@ -106,6 +106,8 @@ def test_an_address_or_a_root_that_cannot_work_is_told(head: Head, tmp_path: Pat
     ):
         assert message in error(head.submit("run", "fast", **env))
     assert "is relative" in error(head.submit("train", "--root=artifacts"))
+    keys = error(head.submit("run", "fast", "--data.source", "s3://key:secret@bucket/mnist"))
+    assert "'s3://bucket/mnist' was given with keys" in keys
     assert "is not a folder" in error(head.submit("--working-dir", tmp_path / "none", "run"))
 
 
@@ -134,6 +136,21 @@ def test_a_lost_connection_is_no_failed_job(head: Head, proxy: Proxy, slow_stage
         assert process.wait() == 0
     shown = [line for line in printed.splitlines() if line.startswith("line")]
     assert shown == [f"line {number}" for number in range(LINES)]
+
+
+def test_the_end_of_a_log_is_printed_if_the_connection_was_lost_before(
+    head: Head, proxy: Proxy, slow_stage: Path
+) -> None:
+    command = head.submit("--working-dir", slow_stage, "run", RAY_ADDRESS=proxy.address)
+    with command.started() as process:
+        assert process.stdout
+        printed = process.stdout.readline()
+        proxy.cut()
+        wait_for(lambda: head.jobs()[-1]["status"] == "SUCCEEDED")
+        proxy.restore()
+        printed += process.stdout.read()
+        assert process.wait() == 0
+    assert f"line {LINES - 1}\n" in printed
 
 
 def test_a_cluster_that_never_answers_again_ends_the_wait(

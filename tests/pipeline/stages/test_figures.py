@@ -139,6 +139,13 @@ def test_a_failure_is_noted_where_the_artifact_would_be(settings: Evaluate) -> N
     assert (left["exit"], left["rows"], left["bytes"]) == (2, 200, 0)
 
 
+def test_metrics_are_told_if_storage_cannot_be_written(settings: Evaluate) -> None:
+    folder = Path(settings.root, "models", settings.model)
+    (folder / "evaluate.figures.json" / "in the way").mkdir(parents=True)
+    evaluate(settings)
+    assert metrics(settings)["rows"] == 200
+
+
 def test_figures_are_pushed(settings: Evaluate, gateway: Gateway) -> None:
     pushed = settings.model_copy(update={"metrics_push": gateway.address, "metrics_job": "nightly"})
     evaluate(pushed)
