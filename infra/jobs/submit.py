@@ -87,9 +87,11 @@ def submit(arguments: argparse.Namespace) -> int:
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env)
         except (*CONNECTION_LOST, ValueError) as error:
-            raise ResourcesMissing(
-                f"The cluster did not take the job: {str(error).strip().splitlines()[0]}"
-            ) from None
+            reason, _, _ = (str(error).strip() or type(error).__name__).partition("\n")
+            raise ResourcesMissing(f"The cluster did not take the job: {reason}") from None
+        except KeyboardInterrupt:
+            stop(client, job)
+            raise
     if arguments.no_wait:
         print(job)
         return 0
