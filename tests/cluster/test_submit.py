@@ -100,7 +100,7 @@ def test_a_wrong_or_missing_token_is_told(head: Head, token: dict[str, str], mes
 def test_an_address_or_a_root_that_cannot_work_is_told(head: Head, tmp_path: Path) -> None:
     for env, message in (
         ({"RAY_ADDRESS": head.gcs}, "Set it to http://HEAD:8265"),
-        ({"RAY_ADDRESS": "http://127.0.0.1:9"}, "No cluster answers"),
+        ({"RAY_ADDRESS": "http://127.0.0.1:9"}, "No cluster of Ray answers"),
         ({"PIPELINE_ROOT": ""}, "No storage root"),
         ({"PIPELINE_ROOT": "artifacts"}, "is relative"),
     ):
