@@ -121,7 +121,8 @@ from pipeline.stages.train import train
 def run(device, num_workers=1):
     settings = {"epochs": 1, "device": device, "num_workers": num_workers}
     recipe = RECIPES["fast"].model_copy(update=settings)
-    return train(Train(root=sys.argv[1], dataset=sys.argv[2], train=recipe, force=True))
+    train_settings = {"root": sys.argv[1], "dataset": sys.argv[2], "force": True, "wait": 0}
+    return train(Train(train=recipe, **train_settings))
 
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
 for num_workers in (1, 2):
@@ -151,7 +152,7 @@ def test_gpus_that_torch_cannot_use_are_left_with_a_warning(
     assert completed.returncode == 0, completed.stderr
     unusable, too_few, *devices = completed.stdout.splitlines()
     assert unusable.startswith("--train.device is 'cuda', but torch cannot use the GPUs of ")
-    assert too_few.startswith("2 GPUs were asked for, but the cluster has 1.")
+    assert too_few.startswith("2 GPUs were asked for, but the cluster has 1, also after 8 s.")
     assert devices == ["cpu", "cpu"]
     assert "; training on the CPU" in completed.stderr
     assert "2 workers need a GPU each, but the cluster has 1; training on CPUs" in completed.stderr
