@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -111,9 +111,9 @@ def _leave(figures: Figures, places: list[tuple[Storage, str]], settings: Stage)
     if address:
         with _warned(figures):
             _push(figures, job, address)
-    # Last: storage may be what the stage failed for.
+    # Last, and quietly after a failure: storage may be what the stage failed for.
     for storage, path in places:
-        with _warned(figures):
+        with suppress(Exception) if figures.exit else _warned(figures):
             storage.write(path, (json.dumps(asdict(figures), indent=2) + "\n").encode())
 
 
