@@ -6,14 +6,13 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from threading import Thread
 from typing import TypeVar
 
 import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from pipeline.artifacts import threads
 from pipeline.errors import ResourcesMissing
 from pipeline.process import signals
 
@@ -89,16 +88,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     Raise TimeoutError after the time.
     """
-    result = Future[T]()
-
-    def run() -> None:
-        try:
-            result.set_result(call())
-        except Exception as error:
-            result.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return result.result(seconds)
+    return threads.start(call).result(seconds)
 
 
 def exit_code(details: JobDetails) -> int:

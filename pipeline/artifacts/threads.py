@@ -29,7 +29,7 @@ def interruptible(work: Callable[[], B]) -> B:
 
     Only the main thread handles signals, and only in Python code, so there `work` runs in a thread.
     """
-    return _wait(_start(work)) if _is_main() else work()
+    return _wait(start(work)) if _is_main() else work()
 
 
 def map_waiting(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
@@ -75,10 +75,10 @@ def parallel_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
             _free_threads.release()
 
     try:
-        ends = [_start(work_off)] if _is_main() else []
+        ends = [start(work_off)] if _is_main() else []
         helpers = len(todo) if _is_main() else len(todo) - 1
         while len(ends) < helpers and _free_threads.acquire(blocking=False):
-            ends.append(_start(work_off_and_free))
+            ends.append(start(work_off_and_free))
         if not _is_main():
             work_off()
         for end in ends:
@@ -94,8 +94,8 @@ def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _start(work: Callable[[], B]) -> Future[B]:
-    """Run `work` in a thread that does not keep the process from ending."""
+def start(work: Callable[[], B]) -> Future[B]:
+    """Run `work` in a thread that does not keep the process from ending; return its result."""
     future = Future[B]()
 
     def run() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from pipeline.process import signals
 OBJECT_STORE_BYTES = 512 << 20
 """The object store of a local Ray is small: tasks put entries and
 statistics into it, not images."""
+
+CONNECT_TIMEOUT_S = 5
+"""Time for the head of a cluster to accept a connection."""
 
 _keep = ContextVar("keep", default=False)
 _started_here = False
@@ -102,12 +106,26 @@ def _init() -> None:
 
 
 def _join(address: str) -> None:
-    if ray_hooks.refuses_token(address):
-        token = "this token" if os.environ.get("RAY_AUTH_TOKEN") else "a command without its token"
-        raise ResourcesMissing(
-            f"The Ray cluster at {address!r} does not accept {token}. Set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN to those that it was started with."
-        )
+    no_answer = ResourcesMissing(
+        f"No Ray cluster answers at RAY_ADDRESS {address!r}. Give HOST:PORT of its GCS and its "
+        "RAY_AUTH_TOKEN, or unset it for a local Ray; to submit to http://HOST:8265, use "
+        "python -m infra.jobs.submit."
+    )
+    if re.fullmatch(r"[\w.-]+:\d+", address):
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError):
+            # Ray itself would try for 20 s.
+            raise no_answer from None
+        if ray_hooks.refuses_token(address):
+            token = (
+                "this token" if os.environ.get("RAY_AUTH_TOKEN") else "a command without a token"
+            )
+            raise ResourcesMissing(
+                f"The Ray cluster at {address!r} does not accept {token}. Set RAY_AUTH_MODE=token "
+                "and RAY_AUTH_TOKEN to those that it was started with."
+            )
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     except RuntimeError as error:
@@ -121,11 +139,7 @@ def _join(address: str) -> None:
             "the cluster's versions, or submit a job with python -m infra.jobs.submit."
         ) from None
     except (ValueError, ConnectionError):
-        raise ResourcesMissing(
-            f"No Ray cluster answers at RAY_ADDRESS {address!r}. Give HOST:PORT of its GCS and its "
-            "RAY_AUTH_TOKEN, or unset it for a local Ray; to submit to http://HOST:8265, use "
-            "python -m infra.jobs.submit."
-        ) from None
+        raise no_answer from None
 
 
 def _shutdown() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -58,11 +57,11 @@ def refuses_token(address: str) -> bool:
 
     Ray itself asks for 20 s, and says then that it could not connect.
     """
-    if not enabled() or not re.fullmatch(r"[\w.-]+:\d+", address):
+    if not enabled():
         return False
     try:
         from ray._raylet import GcsClient  # type: ignore[attr-defined]
-        from ray.exceptions import AuthenticationError
+        from ray.exceptions import AuthenticationError, RayError
     except ImportError as error:
         warn_once("refuses_token", str(error))
         return False
@@ -70,9 +69,11 @@ def refuses_token(address: str) -> bool:
         GcsClient(address=address).internal_kv_get(b"token", namespace=b"pipeline", timeout=5)
     except AuthenticationError:
         return True
-    except Exception:
+    except RayError:
         # Ray says why it does not connect.
         return False
+    except (AttributeError, TypeError) as error:
+        warn_once("refuses_token", str(error))
     return False
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from infra.testbed import cluster
 from infra.testbed.cluster import Cluster
 from infra.testbed.namespaces import Node
 
@@ -15,6 +17,16 @@ SLOW_S, SLOWED_S = 0.2, 10
 
 COSTS = list[tuple[str, str, str]]()
 """Stage, fault and what came of it, for the table at the end of the tests."""
+
+
+@contextmanager
+def apart(nodes: int, shared: Path) -> Iterator[Cluster]:
+    """Start a head without CPUs, which no fault meets, and nodes of one CPU each."""
+    with cluster.started(1, cpus=0, shared=shared) as testbed:
+        testbed.cpus = 1
+        for _ in range(nodes):
+            testbed.add_node()
+        yield testbed
 
 
 def note(stage: str, fault: str, result: str) -> None:

@@ -43,6 +43,17 @@ def run(root: object, source: Path, *flags: object) -> tuple[object, ...]:
     return (*PIPELINE, "run", "fast", "--root", root, *data, *training, *flags)
 
 
+def read_until(process: subprocess.Popen[str], stage: str) -> str:
+    """Return what a run prints until this stage begins."""
+    assert process.stderr
+    printed = ""
+    while stage not in printed.splitlines():
+        line = process.stderr.readline()
+        assert line, printed
+        printed += line
+    return printed
+
+
 def manifests(testbed: Cluster, root: object) -> dict[str, Any]:
     """Return the manifests below a storage root, by path, without what depends on speed."""
     done = testbed.run(sys.executable, "-c", READ_MANIFESTS, root)
@@ -138,10 +149,7 @@ def test_a_server_that_is_busy_for_30_s_only_delays_a_run(
     with disturbed(testbed, bucket, shared / "mode") as server:
         command = run(server.uri(f"busy-{stage}"), source)
         with testbed.popen(*command, stderr=subprocess.PIPE) as process:
-            assert process.stderr
-            printed = ""
-            while stage not in printed.splitlines():
-                printed += process.stderr.readline()
+            printed = read_until(process, stage)
             (shared / "mode").write_text("busy")
             with suppress(subprocess.TimeoutExpired):
                 process.wait(BUSY_S)
@@ -158,10 +166,7 @@ def test_a_cable_that_is_cut_for_some_seconds_only_delays_a_stage_of_the_head(
 ) -> None:
     command = run(bucket.uri(f"cut-{stage}"), source)
     with testbed.popen(*command, stderr=subprocess.PIPE) as process:
-        assert process.stderr
-        printed = ""
-        while stage not in printed.splitlines():
-            printed += process.stderr.readline()
+        printed = read_until(process, stage)
         testbed.head.cut()
         try:
             with suppress(subprocess.TimeoutExpired):

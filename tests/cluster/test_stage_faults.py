@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.testbed import cluster
 from infra.testbed.cluster import Cluster
 from infra.testbed.namespaces import Node
 from pipeline.data.catalog import ROLES
 from pipeline.data.readers import idx_format
-from tests.cluster.faults import caused, fill_disk, note, slow
+from tests.cluster.faults import apart, caused, fill_disk, note, slow
 from tests.support.processes import wait_for
 from tests.support.sample_data import HEIGHT, WIDTH, write_source
 
@@ -33,11 +32,7 @@ FAULTS = [Node.kill, Node.cut, slow, fill_disk]
 
 @pytest.fixture(scope="module")
 def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a head without CPUs, which no fault meets, and two nodes of one CPU each."""
-    with cluster.started(1, cpus=0, shared=tmp_path_factory.mktemp("shared")) as started:
-        started.cpus = 1
-        for _ in range(2):
-            started.add_node()
+    with apart(2, tmp_path_factory.mktemp("shared")) as started:
         yield started
 
 

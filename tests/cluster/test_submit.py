@@ -205,7 +205,7 @@ def test_a_dashboard_of_another_version_of_ray_is_told(head: Head) -> None:
     ("token", "message"),
     [
         ({"RAY_AUTH_TOKEN": "wrong"}, "does not accept this token"),
-        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}, "a command without its token"),
+        ({"RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}, "a command without a token"),
     ],
 )
 def test_a_command_with_a_wrong_or_missing_token_is_told(

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from infra.testbed import cluster
 from infra.testbed.cluster import Cluster
 from infra.testbed.namespaces import Node
-from tests.cluster.faults import caused, note, slow
+from tests.cluster.faults import apart, caused, note, slow
 from tests.support.processes import wait_for
 from tests.support.sample_data import write_source
 
@@ -34,11 +33,7 @@ PIPELINE = (sys.executable, "-m", "pipeline")
 
 @pytest.fixture(scope="module")
 def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a head without CPUs, which no fault meets, and three nodes of one CPU each."""
-    with cluster.started(1, cpus=0, shared=tmp_path_factory.mktemp("shared")) as started:
-        started.cpus = 1
-        for _ in range(3):
-            started.add_node()
+    with apart(3, tmp_path_factory.mktemp("shared")) as started:
         yield started
 
 

@@ -41,9 +41,12 @@ def test_a_user_error_is_one_line_and_exit_code_2(
     assert completed.stdout == ""
 
 
-def test_a_job_server_address_as_ray_address_is_a_user_error(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "127.0.0.1:9", "127.0.0.1:99999"])
+def test_an_address_without_a_cluster_is_a_user_error(
+    address: str, source: Path, tmp_path: Path
+) -> None:
     flags = ("--root", tmp_path, "--data.name", "bars", "--data.source", source)
-    completed = pipeline("preprocess", *flags, RAY_ADDRESS="http://127.0.0.1:8265").run()
+    completed = pipeline("preprocess", *flags, RAY_ADDRESS=address).run()
     assert completed.returncode == 2
     assert "use python -m infra.jobs.submit" in completed.stderr
     assert len(completed.stderr.splitlines()) == 1
