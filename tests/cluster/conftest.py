@@ -42,8 +42,8 @@ def shared(testbed: Cluster, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture
 def bucket(testbed: Cluster) -> Iterator[S3]:
-    """Yield an S3 server at the switch, which this process does not reach."""
+    """Yield a new S3 server at the switch, which this process does not reach."""
     with s3.started_at(testbed.switch) as server:
         yield server

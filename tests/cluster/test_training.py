@@ -31,8 +31,9 @@ def train(testbed: Cluster, source: Path, root: object, workers: int) -> list[di
         *("--train.num-workers", workers, "--train.epochs", 3, "--train.batch-size", 20),
     )
     assert not done.returncode, done.stderr
-    metrics = testbed.run(sys.executable, "-c", READ_METRICS, root).stdout
-    return [json.loads(line) for line in metrics.splitlines() if line]
+    metrics = testbed.run(sys.executable, "-c", READ_METRICS, root)
+    assert not metrics.returncode, metrics.stderr
+    return [json.loads(line) for line in metrics.stdout.splitlines() if line]
 
 
 @pytest.mark.parametrize("storage", ["a shared folder", "S3"])
