@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray.data
 from ray.exceptions import RayTaskError
 
+from pipeline.cluster import ray_hooks
 from pipeline.console import progress
 from pipeline.errors import UserError
 
@@ -37,7 +38,7 @@ def stream(dataset: ray.data.Dataset, title: str, num_rows: int) -> Iterator[Any
     context.raise_original_map_exception = True
     failure = None
     try:
-        with progress(title, total=num_rows) as show:
+        with ray_hooks.faster_datasets(), progress(title, total=num_rows) as show:
             done = 0
             for result in dataset.iter_rows():
                 done += result["rows"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ray._private import services
+from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.train.torch import TorchTrainer
 
 from pipeline.cluster import ray_hooks
@@ -83,3 +84,21 @@ def test_another_version_of_ray_starts_its_processes_in_its_own_way(
         assert not hasattr(services, "ConsolePopen")
     (record,) = caplog.records
     assert "is not as the hook 'own_process_group' expects" in record.getMessage()
+
+
+def test_datasets_look_for_resources_more_often(caplog: pytest.LogCaptureFixture) -> None:
+    before = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+    with ray_hooks.faster_datasets():
+        assert before > ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+    assert before == ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+    assert caplog.records == []
+
+
+def test_datasets_of_another_version_of_ray_run_in_its_own_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S")
+    with caplog.at_level(logging.WARNING), ray_hooks.faster_datasets():
+        assert not hasattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S")
+    (record,) = caplog.records
+    assert "is not as the hook 'faster_datasets' expects" in record.getMessage()
