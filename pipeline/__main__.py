@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from pipeline.cluster import ray_hooks
 from pipeline.errors import UserError
 from pipeline.process import environment, signals
 
@@ -18,6 +19,7 @@ def main() -> int:
     """Run one stage and return the exit code. Raise KeyboardInterrupt if it is interrupted."""
     try:
         environment.prepare()
+        ray_hooks.bound_answers()
         # Imports take a second. Signals and the environment come before them.
         from pipeline.command_line import run_stage
 

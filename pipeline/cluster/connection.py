@@ -6,9 +6,7 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,7 +40,7 @@ def connected() -> Iterator[None]:
         return
     _prepare()
     try:
-        with _own_handler():
+        with signals.own_handlers():
             _init()
         yield
     finally:
@@ -61,24 +59,6 @@ def shared() -> Iterator[None]:
         _keep.reset(token)
         if not before:
             _shutdown()
-
-
-@contextmanager
-def _own_handler() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces by its own, and removes when it ends.
-
-    Raise KeyboardInterrupt if the signal comes to Ray's handler, which exits.
-    """
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
-            raise
-        signals.interrupt(signal.SIGTERM, None)
-    finally:
-        if threading.current_thread() is threading.main_thread() and not signals.interrupted():
-            signal.signal(signal.SIGTERM, handler)
 
 
 def may_grow() -> bool:
@@ -143,7 +123,7 @@ def _join(address: str) -> None:
 
 
 def _shutdown() -> None:
-    with _own_handler():
+    with signals.own_handlers():
         autoscaler.withdraw()
         ray.shutdown()
 

@@ -1,11 +1,12 @@
 """Everything that the pipeline uses of Ray beyond its public interface.
 
-All hooks are for speed: without `faster_datasets` CPUs are idle between the tasks of a stage,
-without `faster_trainer` training starts and ends later, without `own_process_group` some
-interrupted commands end later, and without `refuses_token` a wrong token is told later. They are
-left out if `PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as they expect. What
-they buy is in docs/how-it-works.md. This module imports Ray only within functions, because the
-server must set Ray's environment first.
+All hooks are for speed. Without `faster_datasets` CPUs are idle between the tasks of a stage,
+without `faster_trainer` training starts and ends later, without `bound_answers` a stage waits for
+minutes for a node that was cut off, without `own_process_group` some interrupted commands end
+later, and without `refuses_token` a wrong token is told later. They are left out if
+`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as they expect. What they buy is in
+docs/how-it-works.md. This module imports Ray only within functions, because the server must set
+Ray's environment first.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ VARIABLE = "PIPELINE_RAY_HOOKS"
 
 POLL_S = 0.2
 """Time from one look of Ray Train's controller at its workers to the next."""
+
+ANSWER_TIMEOUT_S = 30
+"""Time for a node to acknowledge what was sent to it."""
 
 TASK_POLL_S = 0.05
 """Time from one look of Ray Data at its tasks to the next."""
@@ -56,6 +60,17 @@ def warn_once(hook: str, reason: str) -> None:
         reason,
         VARIABLE,
     )
+
+
+def bound_answers() -> None:
+    """Let Ray, which is imported after this, take a node for lost that does not acknowledge.
+
+    Ray itself waits for two minutes, and then for the kernel, before it asks another node to run a
+    task. A value that the environment has already is kept.
+    """
+    if enabled():
+        milliseconds = 1000 * ANSWER_TIMEOUT_S
+        os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", str(milliseconds))
 
 
 def refuses_token(address: str) -> bool:

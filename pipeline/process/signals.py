@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -72,6 +73,25 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     _interrupted.set()
     ignore()
     raise KeyboardInterrupt
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Restore the handlers of the signals, which Ray replaces by its own, and removes when it ends.
+
+    Raise KeyboardInterrupt if a signal comes to one of Ray's handlers, which exit.
+    """
+    handlers = {number: signal.getsignal(number) for number in _NUMBERS}
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt):
+        if interrupted():
+            raise
+        interrupt(signal.SIGTERM, None)
+    finally:
+        if threading.current_thread() is threading.main_thread() and not interrupted():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def interrupted() -> bool:

@@ -10,7 +10,7 @@ batches do not depend on the number of workers.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, wait
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.config import Train
 from pipeline.console import progress, say, warn
 from pipeline.contract import ImageSpec
 from pipeline.errors import ResourcesMissing, StorageError
+from pipeline.process import signals
 from pipeline.recipes import NETWORKS, Training
 from pipeline.stages import figures
 from pipeline.stages.figures import measured
@@ -129,30 +130,33 @@ def _device(settings: Train) -> str:
 
 
 def _fit(job: TrainJob, wait_s: float) -> dict[str, Any]:
-    """Train, and return rank 0's result; meanwhile show the epochs that it writes as they end.
+    """Train, and return rank 0's result; meanwhile a thread shows the epochs as they end.
 
-    Ray Train runs in a thread of its own. In the main thread, it would replace the handler of
-    SIGINT and not restore it.
+    Ray Train runs in the main thread: an interrupt would otherwise end Ray while a thread is in its
+    C++ code, which crashes.
     """
-    result: Future[dict[str, Any]] = Future()
-
-    def fit() -> None:
-        try:
-            result.set_result(ray_trainer.fit(job, wait_s=wait_s))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=fit, daemon=True).start()
-    shown = 0
+    ended = threading.Event()
     with progress("train", total=job.training.epochs) as show:
-        while wait([result], timeout=POLL_S).not_done:
-            # Only the display depends on this read, so the next one may succeed instead.
-            with suppress(StorageError):
-                epochs = read_metrics(job.storage, job.folder)
-                if len(epochs) > shown:
-                    shown = len(epochs)
-                    show(shown, f"epochs  {_describe(epochs[-1])}")
-    return result.result()
+        display = threading.Thread(target=_show_epochs, args=(job, show, ended), daemon=True)
+        display.start()
+        try:
+            with signals.own_handlers():
+                return ray_trainer.fit(job, wait_s=wait_s)
+        finally:
+            ended.set()
+            display.join(POLL_S)
+
+
+def _show_epochs(job: TrainJob, show: Callable[[int, str], None], ended: threading.Event) -> None:
+    """Show the epochs that rank 0 writes until training has ended."""
+    shown = 0
+    while not ended.wait(POLL_S):
+        # Only the display depends on this read, so the next one may succeed instead.
+        with suppress(StorageError):
+            epochs = read_metrics(job.storage, job.folder)
+            if len(epochs) > shown:
+                shown = len(epochs)
+                show(shown, f"epochs  {_describe(epochs[-1])}")
 
 
 def _describe(metrics: dict[str, float]) -> str:

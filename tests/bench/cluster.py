@@ -1,4 +1,4 @@
-"""Benchmark of two nodes of one core each. Takes 20 minutes.
+"""Benchmark of two nodes of one core each. Takes 15 minutes.
 
     MNIST_DIR=... make bench-cluster        # MNIST_DIR: a folder of MNIST's files
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from infra.testbed.cluster import Cluster
-from tests.cluster.faults import note
+from infra.testbed.namespaces import Node
+from tests.cluster.faults import caused, fill_disk, note, slow
 from tests.support.s3 import S3
 from tests.support.sample_data import write_source
 
@@ -177,6 +178,21 @@ def test_a_cable_that_is_cut_for_some_seconds_only_delays_a_stage_of_the_head(
         assert process.returncode == 0, printed + rest
     assert "Traceback" not in printed + rest
     note(stage, f"the head's cable is cut for {CUT_S} s", "finished")
+
+
+@pytest.mark.parametrize("fault", [slow, fill_disk])
+@pytest.mark.parametrize("stage", ["export", "evaluate"])
+def test_a_stage_of_the_head_finishes_on_a_slow_cable_or_a_full_disk(
+    testbed: Cluster, bucket: S3, source: Path, stage: str, fault: Callable[[Node], None]
+) -> None:
+    command = run(bucket.uri("root"), source)
+    with testbed.popen(*command, stderr=subprocess.PIPE) as process:
+        printed = read_until(process, stage)
+        with caused(testbed, fault, testbed.head):
+            _, rest = process.communicate(timeout=240)
+        assert process.returncode == 0, printed + rest
+    assert "Traceback" not in printed + rest
+    note(stage, f"{fault.__name__}, of the head", "finished")
 
 
 def test_a_server_that_takes_half_a_second_for_a_request_is_waited_for(

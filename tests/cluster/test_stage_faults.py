@@ -114,7 +114,7 @@ def test_a_stage_ends_with_the_same_files_after_a_fault_of_a_node(
         wait_for(lambda: len(written(folder)) > len(expected) / 3)
         node, before = testbed.switch.nodes[-1], written(folder)
         with caused(testbed, fault, node):
-            _, printed = process.communicate(timeout=300)
+            _, printed = process.communicate(timeout=120)
         assert process.returncode == 0, printed
     lost_s = time.monotonic() - started - usual_s
     assert files(folder) == expected
