@@ -4,9 +4,9 @@ All hooks are for speed. Without `faster_datasets` CPUs are idle between the tas
 without `faster_trainer` training starts and ends later, without `bound_answers` a stage waits for
 minutes for a node that was cut off, without `own_process_group` some interrupted commands end
 later, and without `refuses_token` a wrong token is told later. They are left out if
-`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as they expect. What they buy is in
-docs/how-it-works.md. This module imports Ray only within functions, because the server must set
-Ray's environment first.
+`PIPELINE_RAY_HOOKS` is off, and, with a warning, if Ray is not as they expect; but Ray ignores a
+variable that it does not know. What they buy is in docs/how-it-works.md. This module imports Ray
+only within functions, because the server must set Ray's environment first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ POLL_S = 0.2
 """Time from one look of Ray Train's controller at its workers to the next."""
 
 ANSWER_TIMEOUT_S = 30
-"""Time for a node to acknowledge what was sent to it."""
+"""Time for the other end of a connection to acknowledge what was sent to it."""
+
+ANSWER_VARIABLE = "RAY_grpc_client_keepalive_timeout_ms"
 
 TASK_POLL_S = 0.05
 """Time from one look of Ray Data at its tasks to the next."""
@@ -63,14 +65,14 @@ def warn_once(hook: str, reason: str) -> None:
 
 
 def bound_answers() -> None:
-    """Let Ray, which is imported after this, take a node for lost that does not acknowledge.
+    """Let Ray, which is imported after this, close a connection whose other end does not answer.
 
-    Ray itself waits for two minutes, and then for the kernel, before it asks another node to run a
-    task. A value that the environment has already is kept.
+    Ray itself waits for the kernel, which may take minutes, before it asks another node to run a
+    task that it sent to a node that was cut off. A value that the environment has already is kept.
     """
     if enabled():
         milliseconds = 1000 * ANSWER_TIMEOUT_S
-        os.environ.setdefault("RAY_grpc_client_keepalive_timeout_ms", str(milliseconds))
+        os.environ.setdefault(ANSWER_VARIABLE, str(milliseconds))
 
 
 def refuses_token(address: str) -> bool:
@@ -132,34 +134,28 @@ def own_process_group() -> Iterator[None]:
         services.ConsolePopen = popen
 
 
-@contextmanager
-def faster_datasets() -> Iterator[None]:
-    """Let Datasets that run in the block use all CPUs from the start, and give an idle one work.
+def faster_datasets() -> None:
+    """Let Datasets use all CPUs from their start, and give an idle one work sooner.
 
     Ray Data asks which resources it may use, and looks for the answer one second later; until then,
     it runs one task at a time. Unless all of its tasks have ended, it looks for ended ones every
     0.1 s.
     """
     if not enabled():
-        yield
         return
     try:
         from ray.data._internal.execution import resource_manager, streaming_executor_state
-
-        tasks: Any = streaming_executor_state
-        limits: Any = resource_manager.ResourceManager
-        before = tasks.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S, limits.GLOBAL_LIMITS_UPDATE_INTERVAL_S
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         warn_once("faster_datasets", str(error))
-        yield
         return
-    tasks.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = TASK_POLL_S
-    limits.GLOBAL_LIMITS_UPDATE_INTERVAL_S = LIMITS_POLL_S
-    try:
-        yield
-    finally:
-        tasks.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = before[0]
-        limits.GLOBAL_LIMITS_UPDATE_INTERVAL_S = before[1]
+    for owner, name, seconds in (
+        (streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", TASK_POLL_S),
+        (resource_manager.ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", LIMITS_POLL_S),
+    ):
+        if hasattr(owner, name):
+            setattr(owner, name, seconds)
+        else:
+            warn_once("faster_datasets", f"it has no {name}")
 
 
 def faster_trainer(trainer: type[Any]) -> type[Any]:

@@ -36,9 +36,10 @@ def stream(dataset: ray.data.Dataset, title: str, num_rows: int) -> Iterator[Any
     context.execution_options.preserve_order = True
     # Otherwise Ray wraps the task's exception, and a UserError would not be seen.
     context.raise_original_map_exception = True
+    ray_hooks.faster_datasets()
     failure = None
     try:
-        with ray_hooks.faster_datasets(), progress(title, total=num_rows) as show:
+        with progress(title, total=num_rows) as show:
             done = 0
             for result in dataset.iter_rows():
                 done += result["rows"]

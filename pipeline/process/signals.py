@@ -79,13 +79,13 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def own_handlers() -> Iterator[None]:
     """Restore the handlers of the signals, which Ray replaces by its own, and removes when it ends.
 
-    Raise KeyboardInterrupt if a signal comes to one of Ray's handlers, which exit.
+    Under `run`, raise KeyboardInterrupt if one of Ray's handlers exits.
     """
     handlers = {number: signal.getsignal(number) for number in _NUMBERS}
     try:
         yield
     except (SystemExit, KeyboardInterrupt):
-        if interrupted():
+        if interrupted() or handlers[signal.SIGTERM] is not interrupt:
             raise
         interrupt(signal.SIGTERM, None)
     finally:

@@ -138,8 +138,8 @@ def _fit(job: TrainJob, wait_s: float) -> dict[str, Any]:
     ended = threading.Event()
     with progress("train", total=job.training.epochs) as show:
         display = threading.Thread(target=_show_epochs, args=(job, show, ended), daemon=True)
-        display.start()
         try:
+            display.start()
             with signals.own_handlers():
                 return ray_trainer.fit(job, wait_s=wait_s)
         finally:
@@ -154,7 +154,7 @@ def _show_epochs(job: TrainJob, show: Callable[[int, str], None], ended: threadi
         # Only the display depends on this read, so the next one may succeed instead.
         with suppress(StorageError):
             epochs = read_metrics(job.storage, job.folder)
-            if len(epochs) > shown:
+            if len(epochs) > shown and not ended.is_set():
                 shown = len(epochs)
                 show(shown, f"epochs  {_describe(epochs[-1])}")
 

@@ -1,4 +1,4 @@
-"""Benchmark of two nodes of one core each. Takes 15 minutes.
+"""Benchmark of two nodes of one core each. Takes 15 minutes and 5 GB of disk.
 
     MNIST_DIR=... make bench-cluster        # MNIST_DIR: a folder of MNIST's files
 
@@ -134,7 +134,7 @@ def main() -> None:
         figures[f"{name}_further_vs_ceiling"] = further
     figures["rank_bytes_ratio"] = ratio(rounds["two_nodes_stream"], "bytes_two", "bytes_one")
     figures["textbook_vs_fast_step"] = ratio(rounds["steps"], "textbook", "fast")
-    table = Table("images/s or bytes", "median", "each round")
+    table = Table("images/s, rows/s or bytes", "median", "each round")
     for name, measured in rounds.items():
         for what in measured[0]:
             row(table, f"{name}: {what}", (r[what] for r in measured), ",.0f")

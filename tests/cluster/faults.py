@@ -14,7 +14,6 @@ from infra.testbed.namespaces import Node
 SLOW_S, SLOWED_S = 0.2, 10
 """Delay of a slowed cable each way, and for how long it is slow."""
 
-
 COSTS = list[tuple[str, str, str]]()
 """Stage, fault and what came of it, for the table at the end of the tests."""
 
@@ -35,7 +34,7 @@ def note(stage: str, fault: str, result: str) -> None:
 
 
 def slow(node: Node) -> None:
-    """Slow the cable for SLOWED_S, or until `caused` ends."""
+    """Slow the cable for as long as `caused` says, or until it ends."""
     node.slow(SLOW_S)
 
 
@@ -46,9 +45,11 @@ def fill_disk(node: Node) -> None:
 
 
 @contextmanager
-def caused(testbed: Cluster, fault: Callable[[Node], None], node: Node) -> Iterator[None]:
+def caused(
+    testbed: Cluster, fault: Callable[[Node], None], node: Node, *, slowed_s: float = SLOWED_S
+) -> Iterator[None]:
     """Cause a fault of a node; at the end of the block, boot the node again if it was lost."""
-    timer = threading.Timer(SLOWED_S, node.restore)
+    timer = threading.Timer(slowed_s, node.restore)
     try:
         fault(node)
         if fault is slow:

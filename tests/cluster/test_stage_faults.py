@@ -114,7 +114,10 @@ def test_a_stage_ends_with_the_same_files_after_a_fault_of_a_node(
         wait_for(lambda: len(written(folder)) > len(expected) / 3)
         node, before = testbed.switch.nodes[-1], written(folder)
         with caused(testbed, fault, node):
-            _, printed = process.communicate(timeout=120)
+            try:
+                _, printed = process.communicate(timeout=120)
+            finally:
+                process.kill()
         assert process.returncode == 0, printed
     lost_s = time.monotonic() - started - usual_s
     assert files(folder) == expected

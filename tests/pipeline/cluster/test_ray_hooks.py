@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from ray._private import services
+from ray.data._internal.execution import streaming_executor_state
 from ray.data._internal.execution.resource_manager import ResourceManager
 from ray.train.torch import TorchTrainer
 
@@ -86,19 +89,64 @@ def test_another_version_of_ray_starts_its_processes_in_its_own_way(
     assert "is not as the hook 'own_process_group' expects" in record.getMessage()
 
 
-def test_datasets_look_for_resources_more_often(caplog: pytest.LogCaptureFixture) -> None:
-    before = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
-    with ray_hooks.faster_datasets():
-        assert before > ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
-    assert before == ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+@pytest.fixture
+def dataset_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the constants that the hook changes Ray's values, and restore them afterwards."""
+    monkeypatch.setattr(streaming_executor_state, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", 1)
+
+
+def read_constants() -> tuple[float, float]:
+    return (
+        streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S,
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S,
+    )
+
+
+@pytest.mark.usefixtures("dataset_constants")
+def test_datasets_look_for_tasks_and_resources_more_often(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PIPELINE_RAY_HOOKS", "off")
+    ray_hooks.faster_datasets()
+    assert read_constants() == (0.1, 1)
+    monkeypatch.setenv("PIPELINE_RAY_HOOKS", "on")
+    ray_hooks.faster_datasets()
+    assert read_constants() == (ray_hooks.TASK_POLL_S, ray_hooks.LIMITS_POLL_S)
     assert caplog.records == []
 
 
+@pytest.mark.usefixtures("dataset_constants")
 def test_datasets_of_another_version_of_ray_run_in_its_own_way(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S")
-    with caplog.at_level(logging.WARNING), ray_hooks.faster_datasets():
-        assert not hasattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S")
+    with caplog.at_level(logging.WARNING):
+        ray_hooks.faster_datasets()
+    assert not hasattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S")
     (record,) = caplog.records
     assert "is not as the hook 'faster_datasets' expects" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("hooks", "before", "after"),
+    [("on", None, "30000"), ("on", "7000", "7000"), ("off", None, None)],
+)
+def test_ray_is_told_how_long_to_wait_for_an_answer(
+    monkeypatch: pytest.MonkeyPatch, hooks: str, before: str | None, after: str | None
+) -> None:
+    monkeypatch.setenv("PIPELINE_RAY_HOOKS", hooks)
+    monkeypatch.setenv(ray_hooks.ANSWER_VARIABLE, before or "")
+    if before is None:
+        monkeypatch.delenv(ray_hooks.ANSWER_VARIABLE)
+    ray_hooks.bound_answers()
+    assert os.environ.get(ray_hooks.ANSWER_VARIABLE) == after
+
+
+def test_ray_reads_how_long_to_wait_for_an_answer() -> None:
+    code = "from ray._raylet import Config; print(Config.grpc_client_keepalive_timeout_ms())"
+    env = {**os.environ, ray_hooks.ANSWER_VARIABLE: "7000"}
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == "7000"
