@@ -23,11 +23,14 @@ from obstore.store import GCSStore, S3Store
 from pipeline.artifacts import buckets
 from pipeline.artifacts.threads import interruptible, parallel_map
 
-BUSY_S = 60
-"""Time for which a request is repeated while the server answers that it is busy."""
+REPEAT_S = 60
+"""Time for which a request is repeated while the server is busy, or is lost after an answer."""
 
 BUSY = re.compile(r"status code: (429|50[0234])")
 """Statuses of a busy server, in the text of an error; obstore gives no number."""
+
+LOST = re.compile(r"HTTP error: error sending request")
+"""The text of an error of a connection that cannot be made, or that broke."""
 
 UPDATE_S = 30
 """For an update that is tried again because others change the file."""
@@ -43,6 +46,9 @@ UPLOADS_AT_ONCE = 4
 """Parts of a file, of 5 MiB each, that share the link."""
 
 T = TypeVar("T")
+
+_answered = set[buckets.Bucket]()
+"""Buckets whose server has answered this process. That of another may have a wrong address."""
 
 
 class ObjectFiles:
@@ -163,15 +169,27 @@ class ObjectFiles:
 
     def _call(self, work: Callable[[S3Store | GCSStore], T], *, upload: bool = False) -> T:
         """Return what a request answers; raise FileNotFoundError, OSError or a failed condition."""
-        deadline = time.monotonic() + BUSY_S
+        deadline = time.monotonic() + REPEAT_S
         with _as_os_error():
             while True:
                 try:
-                    return interruptible(lambda: work(buckets.connect(self._bucket, upload=upload)))
-                except BaseError as error:
-                    if time.monotonic() > deadline or not _is_busy(error):
+                    result = interruptible(
+                        lambda: work(buckets.connect(self._bucket, upload=upload))
+                    )
+                except (BaseError, FileNotFoundError) as error:
+                    if time.monotonic() > deadline or not self._may_pass(str(error)):
                         raise
+                else:
+                    _answered.add(self._bucket)
+                    return result
                 time.sleep(random.uniform(0.2, 1))
+
+    def _may_pass(self, error: str) -> bool:
+        """Return whether the request that had this error may succeed a moment later."""
+        if LOST.search(error):
+            return self._bucket in _answered
+        _answered.add(self._bucket)
+        return BUSY.search(error) is not None
 
 
 class _Reader(io.RawIOBase):
@@ -217,10 +235,6 @@ class _Reader(io.RawIOBase):
         self._start = self._position
 
 
-def _is_busy(error: BaseError) -> bool:
-    return bool(BUSY.search(str(error)))
-
-
 @contextmanager
 def _as_os_error() -> Iterator[None]:
     """Raise other errors than a failed condition as OSError, with a short reason."""
@@ -232,5 +246,5 @@ def _as_os_error() -> Iterator[None]:
         reason, _, _ = str(error).partition("\n")
         # Our own text, and not what obstore and the server put around it.
         reason = reason.rpartition("credential provider: ValueError: ")[2]
-        reason = reason.partition(": <?xml")[0].partition(", max_retries")[0]
+        reason = re.sub(r", max_retries: .*?(?= - |$)", "", reason.partition(": <?xml")[0])
         raise OSError(reason) from None

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from obstore.store import S3Store
 
-from pipeline.artifacts import buckets
+from pipeline.artifacts import buckets, object_files
 from pipeline.artifacts.storage import Storage
 from pipeline.errors import StorageError
 from tests.support.gcs import GCS
@@ -43,7 +43,7 @@ def silent() -> Iterator[socket.socket]:
 
 
 @contextmanager
-def recording() -> Iterator[tuple[int, list[str]]]:
+def recording(port: int = 0) -> Iterator[tuple[int, list[str]]]:
     """Yield the port of a server without files, and the keys that signed its requests."""
     keys = list[str]()
 
@@ -60,7 +60,7 @@ def recording() -> Iterator[tuple[int, list[str]]]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server.server_address[1], keys
         server.shutdown()
@@ -183,6 +183,7 @@ def test_an_upload_may_take_longer_than_other_requests(
 ) -> None:
     monkeypatch.setitem(buckets.TIMEOUTS, "read_timeout", "500ms")
     monkeypatch.setitem(buckets.RETRIES, "retry_timeout", timedelta(seconds=0))
+    monkeypatch.setattr(object_files, "REPEAT_S", 0)
     with slow_uploads() as port:
         Storage(s3_uri(port)).write("x", bytes(num_bytes))
         with pytest.raises(StorageError, match="Could not write"):
@@ -199,6 +200,35 @@ def test_a_server_that_does_not_answer_is_an_error_within_30_seconds(
     with pytest.raises(StorageError, match=rf"Could not read {scheme}://bucket/a/x: .*after \d+ r"):
         storage.read("x")
     assert time.monotonic() - started < 30
+
+
+def test_a_server_that_has_answered_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(buckets.RETRIES, "retry_timeout", timedelta(seconds=0))
+
+    def ask() -> None:
+        missing(storage)
+        answered.set()
+
+    with recording() as (port, _):
+        storage = Storage(s3_uri(port))
+        missing(storage)
+    answered = threading.Event()
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert not answered.wait(1)
+    with recording(port):
+        asking.join(timeout=20)
+    assert answered.is_set()
+
+
+def test_a_server_that_never_answered_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(buckets.RETRIES, "retry_timeout", timedelta(seconds=0))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="error sending request"):
+        Storage(s3_uri(port)).read("x")
+    assert time.monotonic() - started < 10
 
 
 WAIT = """
