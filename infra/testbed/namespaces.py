@@ -22,6 +22,10 @@ NETWORK = "10.77.0"
 SWITCH = f"{NETWORK}.1"
 """The address of the switch, the way to everywhere else for the nodes."""
 
+HARDWARE = "02:00:00:00:00"
+"""The first five bytes of all hardware addresses. They stay when a node boots or a cable changes;
+otherwise packets would be lost until others ask for the new address."""
+
 DISK_BYTES = 1 << 30
 """The size of a node's own disk, /tmp, which is in memory."""
 
@@ -130,7 +134,7 @@ class Switch:
     def __init__(self) -> None:
         script = f"""
             ip link set lo up
-            ip link add bridge type bridge
+            ip link add bridge address {HARDWARE}:01 type bridge
             ip addr add {SWITCH}/24 dev bridge
             ip link set bridge up
         """
@@ -170,6 +174,7 @@ class Node:
         self, switch: Namespaces, number: int, shared: Sequence[Path], core: int | None
     ) -> None:
         self.name, self.address = f"node{number}", f"{NETWORK}.{number + 10}"
+        self._hardware = f"{HARDWARE}:{number + 10:02x}"
         self._prefix = () if core is None else ("taskset", "--cpu-list", core)
         self._switch, self._cable, self._shared = switch, f"cable{number}", shared
         self._namespaces: Namespaces | None = None
@@ -181,7 +186,7 @@ class Node:
         self._namespaces = own = Namespaces.hold(inside, _node_script(self.name, self._shared))
         self._switch.run_in_network(
             *("ip", "link", "add", self._cable, "type", "veth"),
-            *("peer", "name", "eth0", "netns", own.pid),
+            *("peer", "name", "eth0", "address", self._hardware, "netns", own.pid),
         )
         self._switch.run_in_network("ip", "link", "set", self._cable, "master", "bridge", "up")
         for command in (

@@ -84,6 +84,22 @@ def test_a_cable_is_slowed_cut_and_restored(nodes: tuple[Node, Node]) -> None:
         assert seconds_to_connect(*nodes) is not None
 
 
+def test_others_find_a_node_and_the_switch_at_once_after_a_fault(tmp_path: Path) -> None:
+    """Hardware addresses stay, as those of machines do: else packets would be lost for a minute."""
+    with Switch() as switch:
+        node, other = switch.add_node([tmp_path]), switch.add_node([tmp_path])
+        with serving(switch), serving(other):
+            assert seconds_to_connect(node, switch) is not None
+            assert seconds_to_connect(node, other) is not None
+            node.slow(0.1)
+            node.restore()
+            assert seconds_to_connect(node, switch) is not None
+        other.kill()
+        other.boot()
+        with serving(other):
+            assert seconds_to_connect(node, other) is not None
+
+
 def test_a_killed_node_ends_with_its_processes_and_boots_again(nodes: tuple[Node, Node]) -> None:
     nodes[1].run("touch", "/tmp/own")
     with serving(nodes[1]) as server:
