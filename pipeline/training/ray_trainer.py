@@ -45,6 +45,9 @@ def fit(job: TrainJob, *, wait_s: float) -> dict[str, Any]:
             return run_workers(job, num_workers)
         except TrainingFailedError as error:
             causes = _require_restartable(error)
+        except RayActorError as error:
+            # Ray Train's controller, which runs on the node of this command, has died.
+            causes = [error]
         refusals = [cause for cause in causes if isinstance(cause, GraphRefused)]
         if refusals:
             job = _without_graph(job, refusals[0])
@@ -176,6 +179,6 @@ def _describe(cause: BaseException) -> str:
     if isinstance(cause, PreemptionError):
         return "their node was taken away"
     if _is_death(cause):
-        return "they were killed, their node was lost, or they ran out of memory"
+        return "they were killed, their node was lost, or it ran out of memory or disk"
     first_line = next(iter(str(cause).strip().splitlines()), "no message")
     return f"{type(cause).__name__}: {first_line.rstrip('.')}"

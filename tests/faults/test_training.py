@@ -76,8 +76,8 @@ def lines(root: Path) -> list[bytes]:
     return [line for log in logs for line in log.splitlines()]
 
 
-def workers(command: Command) -> list[int]:
-    return [int(line.split()[0]) for line in command.running() if "RayTrainWorker" in line]
+def workers(command: Command, name: str = "RayTrainWorker") -> list[int]:
+    return [int(line.split()[0]) for line in command.running() if name in line]
 
 
 def test_a_run_survives_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, root: Path) -> None:
@@ -88,6 +88,19 @@ def test_a_run_survives_sigkill_of_a_worker_in_mid_epoch(artifacts: Artifacts, r
         wait_for(lambda: len(lines(root)) > 2)
         kept = lines(root)
         os.kill(workers(run)[-1], signal.SIGKILL)
+        assert process.wait(timeout=120) == 0
+    assert_same_run(root, train_undisturbed(artifacts, settings), kept)
+
+
+@pytest.mark.slow
+def test_a_run_survives_sigkill_of_its_controller(artifacts: Artifacts, root: Path) -> None:
+    settings = {**LONG, "seed": 2}
+    run = command(root, artifacts, settings)
+    with run.started() as process:
+        wait_for(lambda: len(lines(root)) > 2)
+        kept = lines(root)
+        (controller,) = workers(run, "FasterController")
+        os.kill(controller, signal.SIGKILL)
         assert process.wait(timeout=120) == 0
     assert_same_run(root, train_undisturbed(artifacts, settings), kept)
 
