@@ -115,7 +115,7 @@ def test_a_stage_ends_with_the_same_files_after_a_fault_of_a_node(
         node, before = testbed.switch.nodes[-1], written(folder)
         with caused(testbed, fault, node):
             try:
-                _, printed = process.communicate(timeout=120)
+                _, printed = process.communicate(timeout=300)
             finally:
                 process.kill()
         assert process.returncode == 0, printed
