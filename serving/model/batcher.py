@@ -77,12 +77,18 @@ class Batcher:
         self._waiting_rows = 0
         self.statistics = Statistics()
         self._running = False
+        self._progress_s = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @property
     def waiting_rows(self) -> int:
         """Rows that no call of the model has taken yet."""
         return self._waiting_rows
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which requests have waited without any progress; 0 if none waits."""
+        return time.monotonic() - self._progress_s if self._running else 0.0
 
     def require_room(self, rows: int) -> None:
         """Raise Overloaded if the queue has no room for so many rows now."""
@@ -107,6 +113,7 @@ class Batcher:
         self._queue.append(request)
         if not self._running:
             self._running = True
+            self._progress_s = time.monotonic()
             # The loop reads all other pending requests first, so that they join the batch.
             loop.call_soon(self._run_batches, loop)
         outcome = self.statistics.fail
@@ -120,10 +127,6 @@ class Batcher:
             self._waiting_rows -= len(images) - request.taken
             request.taken = len(images)
 
-    def close(self) -> None:
-        """Stop the model's thread after its current call."""
-        self._thread.shutdown(wait=False)
-
     def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
         """Call the model until no rows wait; continue after a batch that runs in the thread."""
         while batch := self._next_batch():
@@ -132,10 +135,19 @@ class Batcher:
                 if item.start == 0:
                     self.statistics.queue.add(started_ns - item.request.arrived_ns)
             if sum(item.stop - item.start for item in batch) > self._inline_rows:
-                future = loop.run_in_executor(self._thread, self._predict_batch, batch)
+                try:
+                    future = loop.run_in_executor(self._thread, self._predict_batch, batch)
+                except RuntimeError as error:
+                    # No thread can be started.
+                    _fail(batch, error)
+                    continue
                 future.add_done_callback(partial(self._finish_in_loop, loop, batch, started_ns))
                 return
             self._answer_batch(batch, started_ns, partial(self._predict_batch, batch))
+            if self._retry_singly:
+                # There may be a thousand of them, and other requests must be read meanwhile.
+                loop.call_soon(self._run_batches, loop)
+                return
         self._running = False
 
     def _finish_in_loop(
@@ -152,19 +164,27 @@ class Batcher:
     def _answer_batch(
         self, batch: list[_Slice], started_ns: int, result: Callable[[], Predictions]
     ) -> None:
+        self._progress_s = time.monotonic()
         try:
             predictions = result()
-        except Exception as error:
+        # Whatever it is, those that wait must get an answer.
+        except BaseException as error:
             if len(batch) > 1:
                 # One bad request must not fail the others in its batch.
                 self._retry_singly.extend(batch)
-            elif not batch[0].request.answer.done():
-                batch[0].request.answer.set_exception(error)
-        else:
-            self.statistics.add_batch(
-                len(predictions.prediction), time.perf_counter_ns() - started_ns
-            )
-            _deliver(batch, predictions)
+            else:
+                _fail(batch, error)
+            return
+        self.statistics.add_batch(len(predictions.prediction), time.perf_counter_ns() - started_ns)
+        begin = 0
+        for item in batch:
+            end = begin + item.stop - item.start
+            try:
+                _deliver(item, predictions, begin, end)
+            except Exception as error:
+                # For example, no memory is left to join the parts of a large request.
+                _fail([item], error)
+            begin = end
 
     def _next_batch(self) -> list[_Slice]:
         """Take the next batch from the queue; empty if no rows wait."""
@@ -192,20 +212,30 @@ class Batcher:
             images = batch[0].images
         else:
             images = np.concatenate([item.images for item in batch])
-        predictions = self._model(images)
+        try:
+            predictions = self._model(images)
+        except StopIteration as error:
+            # A future does not take it.
+            raise RuntimeError(f"the model raised {error!r}") from error
         assert len(predictions.prediction) == len(images)
         return predictions
 
 
-def _deliver(batch: list[_Slice], predictions: Predictions) -> None:
-    """Split a batch's predictions among its requests, and answer those that are complete."""
-    begin = 0
+def _deliver(item: _Slice, predictions: Predictions, begin: int, end: int) -> None:
+    """Give rows `begin` to `end` of a batch to their request, and answer it if it is complete."""
+    request = item.request
+    request.predictions.append(
+        Predictions(predictions.probabilities[begin:end], predictions.prediction[begin:end])
+    )
+    if item.stop == len(request.images) and not request.answer.done():
+        request.answer.set_result(concat_predictions(request.predictions))
+
+
+def _fail(batch: list[_Slice], error: BaseException) -> None:
+    """Answer the requests of a batch with an error."""
+    if not isinstance(error, Exception):
+        # It would end the loop that reads the answer.
+        error = RuntimeError(f"the model raised {error!r}")
     for item in batch:
-        end = begin + item.stop - item.start
-        request = item.request
-        request.predictions.append(
-            Predictions(predictions.probabilities[begin:end], predictions.prediction[begin:end])
-        )
-        if item.stop == len(request.images) and not request.answer.done():
-            request.answer.set_result(concat_predictions(request.predictions))
-        begin = end
+        if not item.request.answer.done():
+            item.request.answer.set_exception(error)

@@ -185,6 +185,78 @@ def test_a_failing_request_does_not_fail_others_in_its_batch(inline_rows: int) -
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("inline_rows", [0, 8])
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(1), StopIteration(), RuntimeError()])
+def test_any_exception_fails_its_request_and_no_other(
+    error: BaseException, inline_rows: int
+) -> None:
+    def raise_once(images: UInt8Array) -> Predictions:
+        if (images == POISON).any():
+            raise error
+        return predict_numbers(images)
+
+    async def scenario() -> None:
+        with pytest.raises((MemoryError, RuntimeError)):
+            await queue.predict(np.full((2, 2, 1), POISON, np.uint8))
+        assert_predictions_of(await queue.predict(rows(3, 3)), 3, 3)
+
+    queue = new_batcher(raise_once, inline_rows=inline_rows)
+    asyncio.run(scenario())
+
+
+def test_a_failure_to_join_an_answer_fails_that_request_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Run out of memory while the parts of a large request are joined."""
+
+    def join(parts: list[Predictions]) -> Predictions:
+        if len(parts) > 1:
+            raise MemoryError
+        return parts[0]
+
+    async def scenario() -> None:
+        large, small = asyncio.gather(queue.predict(rows(0, 20))), queue.predict(rows(30, 2))
+        with pytest.raises(MemoryError):
+            await large
+        assert_predictions_of(await small, 30, 2)
+
+    monkeypatch.setattr("serving.model.batcher.concat_predictions", join)
+    queue = new_batcher(Model())
+    asyncio.run(scenario())
+    assert queue.waiting_rows == 0
+
+
+def test_a_queue_that_does_not_move_is_seen() -> None:
+    async def scenario() -> None:
+        assert queue.stalled_s == 0
+        first = await occupy(model, queue)
+        await wait_until(lambda: queue.stalled_s > 0.01)
+        assert model.gate is not None
+        model.gate.set()
+        await first
+        await wait_until(lambda: queue.stalled_s == 0)
+
+    model = Model()
+    queue = new_batcher(model)
+    asyncio.run(scenario())
+
+
+def test_other_requests_are_read_while_the_slices_of_a_failed_batch_are_tried() -> None:
+    async def scenario() -> None:
+        pending = [
+            asyncio.create_task(queue.predict(np.full((1, 2, 1), POISON, np.uint8)))
+            for _ in range(8)
+        ]
+        await wait_until(lambda: len(model.calls) == 2)
+        assert not pending[-1].done()
+        await asyncio.wait(pending)
+
+    model = Model()
+    queue = new_batcher(model, inline_rows=8)
+    asyncio.run(scenario())
+    assert model.calls == [8, *(8 * [1])]
+
+
 @settings(deadline=None)
 @given(
     requests=st.lists(
@@ -223,6 +295,5 @@ def test_any_mix_of_requests_gets_exactly_its_own_rows(
     model = Model()
     queue = new_batcher(model, max_batch_rows=max_batch_rows, inline_rows=inline_rows)
     asyncio.run(scenario())
-    queue.close()
     assert all(0 < size <= max_batch_rows for size in model.calls)
     assert queue.waiting_rows == 0
