@@ -13,12 +13,13 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
+from pipeline.contract import ImageSpec
 from serving.config import AppSettings, checked
 from serving.grpc.service import InferenceService
 from serving.http.routes import build_routes
 from serving.ingress.cores import avoid_ingress_core
 from serving.model.prometheus import MetricsExporter
-from serving.model.watcher import ModelWatcher, self_test
+from serving.model.watcher import ModelWatcher
 from serving.ray_hooks import BypassProxyHandling
 
 LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -28,9 +29,9 @@ LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 class ModelServer(InferenceService):
     """A replica: it serves one model version with one thread."""
 
-    def __init__(self, settings: AppSettings) -> None:
+    def __init__(self, settings: AppSettings, image: ImageSpec) -> None:
         self.settings = settings
-        self.watcher = ModelWatcher(settings)
+        self.watcher = ModelWatcher(settings, image)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         avoid_ingress_core()
@@ -39,16 +40,13 @@ class ModelServer(InferenceService):
         return BypassProxyHandling.routes
 
     def check_health(self) -> None:
-        """Raise if the model fails its self-test.
-
-        The self-test does not wait in the queue, which may rightly be full.
-        """
-        self_test(self.watcher.current.predictor)
+        """Raise NotReady if the model fails its self-test, or the queue does not move."""
+        self.watcher.require_ready()
 
 
 def build_app(settings: AppSettings) -> Application:
     """Build the application for `serve run`, `serve deploy` and `python -m serving`."""
-    settings = checked(settings)
+    settings, image = checked(settings)
     deployment = serve.deployment(
         num_replicas=settings.num_replicas,
         ray_actor_options={"num_cpus": 1},
@@ -59,4 +57,4 @@ def build_app(settings: AppSettings) -> Application:
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=LOGGING,
     )
-    return deployment(ModelServer).bind(settings)
+    return deployment(ModelServer).bind(settings, image)

@@ -43,7 +43,7 @@ def run_server() -> None:
 
 def serve_until_stopped(settings: ServerSettings) -> None:
     """Serve until a signal, then end what was started."""
-    app_settings = checked(settings)
+    app_settings, _ = checked(settings)
     _require_free(settings.host, settings.port)
     free, free_grpc, *inner = free_ports(settings.host, 6)
     port, grpc_port = settings.port or free, settings.grpc_port

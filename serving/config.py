@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
+from pipeline.contract import ImageSpec
 from pipeline.models.predictor import Predictor
 from pipeline.process.addresses import is_loopback
 from pipeline.settings import Settings
@@ -33,6 +34,8 @@ class AppSettings(Settings):
     """Maximum number of images per request."""
     max_queue_rows: int = Field(default=16_384, ge=1)
     """Maximum number of images that wait in a replica; further requests get 503 and Retry-After."""
+    keep_version_s: float = Field(default=300, ge=0)
+    """Seconds for which the version before a promotion still answers requests that name it."""
     max_body_mib: int = Field(default=16, ge=1, le=512)
     """Maximum size of a request's body in MiB."""
     api_keys: tuple[str, ...] = Field(
@@ -86,12 +89,13 @@ class ServerSettings(AppSettings):
         return grpc_port
 
 
-def checked(settings: AppSettings) -> AppSettings:
-    """Load the model once, and return the settings with an absolute root.
+def checked(settings: AppSettings) -> tuple[AppSettings, ImageSpec]:
+    """Load the model once; return the settings with an absolute root, and what the model takes.
 
     Raise UserError if the model is missing, damaged or cannot be run, before any replica starts.
     """
     storage = Storage(settings.root)
-    Predictor(storage, find_model(storage, settings.model))
+    model = find_model(storage, settings.model)
+    Predictor(storage, model)
     values = {name: getattr(settings, name) for name in AppSettings.model_fields}
-    return AppSettings(**{**values, "root": storage.root})
+    return AppSettings(**{**values, "root": storage.root}), model.image

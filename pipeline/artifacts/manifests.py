@@ -157,6 +157,10 @@ class RunManifest(Manifest):
         return self.run
 
 
+ONNX_FILE = "model.onnx"
+"""The name of a model's ONNX file in its folder."""
+
+
 class TensorSpec(BaseModel):
     """An input or output tensor of a model."""
 

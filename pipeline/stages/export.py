@@ -11,7 +11,7 @@ import importlib.metadata
 
 from pipeline.artifacts import registry
 from pipeline.artifacts.commit import digest, find, load
-from pipeline.artifacts.manifests import DatasetManifest, ModelManifest, RunManifest
+from pipeline.artifacts.manifests import ONNX_FILE, DatasetManifest, ModelManifest, RunManifest
 from pipeline.artifacts.replacement import Replacement
 from pipeline.artifacts.storage import Storage
 from pipeline.config import Export
@@ -91,7 +91,7 @@ def export(settings: Export) -> ModelManifest:
         parity_changed=parity.changed,
         weights="uint8" if settings.uint8 else "float32",
         training=run.training,
-        files=(replacement.write("model.onnx", model),),
+        files=(replacement.write(ONNX_FILE, model),),
     )
     replacement.commit(manifest)
     return manifest

@@ -85,8 +85,9 @@ class InferenceService:
 
     @_method
     async def ModelMetadata(self, request: Any) -> Any:
-        loaded = self.watcher.find(request.name, request.version)
-        return pb.ModelMetadataResponse(**v2_metadata.model_metadata(loaded.model))
+        model = self.watcher.find(request.name, request.version).model
+        versions = [loaded.model for loaded in self.watcher.loaded]
+        return pb.ModelMetadataResponse(**v2_metadata.model_metadata(model, versions))
 
     @_method
     async def ModelInfer(self, request: Any) -> Any:

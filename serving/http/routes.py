@@ -108,12 +108,13 @@ class Handlers:
         return respond_json(request, openapi.document(self._watcher.current.model, keys=keys))
 
     async def index(self, request: HttpRequest) -> HttpResponse:
-        """Return the list of models: the one that is served."""
-        return respond_json(request, v2_metadata.repository_index(self._watcher.current.model))
+        """Return the list of models: the versions that are loaded."""
+        return respond_json(request, v2_metadata.repository_index(self._models()))
 
     async def model(self, request: HttpRequest) -> HttpResponse:
         """Return the model's metadata: its versions and tensors."""
-        return respond_json(request, v2_metadata.model_metadata(self._find_model(request).model))
+        model = self._find_model(request).model
+        return respond_json(request, v2_metadata.model_metadata(model, self._models()))
 
     async def model_ready(self, request: HttpRequest) -> HttpResponse:
         """Return whether the model is ready, and a rejected version with the reason."""
@@ -198,6 +199,9 @@ class Handlers:
         if parse_qs(request.query).get("pixels") == ["true"]:
             answer["pixels"] = model_input.pixels.tolist()
         return respond_json(request, answer | model_fields)
+
+    def _models(self) -> list[ModelManifest]:
+        return [loaded.model for loaded in self._watcher.loaded]
 
     def _find_model(self, request: HttpRequest) -> LoadedModel:
         return self._watcher.find(request.model, request.version)

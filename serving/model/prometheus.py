@@ -36,6 +36,7 @@ To add one: list it here, and yield its total in `_totals`.
 GAUGES = {
     "waiting_rows": ("Images that wait for the model.", ""),
     "version_refused": ("1 while the alias names a version that was rejected.", ""),
+    "storage_failed": ("1 while the alias cannot be read, because its storage fails.", ""),
 }
 """Description and extra label, if any, by the name of a gauge.
 
@@ -44,7 +45,7 @@ To add one: list it here, and set it in `MetricsExporter._export`.
 
 
 class MetricsExporter:
-    """Passes the statistics of the loaded version to Ray."""
+    """Passes the statistics of the loaded versions to Ray."""
 
     def __init__(self, watcher: ModelWatcher) -> None:
         self._watcher = watcher
@@ -61,14 +62,17 @@ class MetricsExporter:
         self._exported = dict[tuple[str, str, str], float]()
 
     async def export(self) -> None:
-        """Export until cancelled; a version that was replaced is exported a last time."""
-        loaded = self._watcher.current
+        """Export until cancelled; a version that is no longer loaded is exported a last time."""
+        before = self._watcher.loaded
         while True:
             await asyncio.sleep(PERIOD_S)
-            self._export(loaded)
-            if loaded is not self._watcher.current:
-                loaded = self._watcher.current
-                self._exported.clear()
+            now = self._watcher.loaded
+            gone = [loaded for loaded in before if loaded not in now]
+            for loaded in (*now, *gone):
+                self._export(loaded)
+            for loaded in gone:
+                self._forget(loaded)
+            before = now
 
     def _export(self, loaded: LoadedModel) -> None:
         tags = {"model": loaded.model.name, "version": loaded.model.version}
@@ -81,6 +85,12 @@ class MetricsExporter:
                 self._exported[key] = total
         self._gauges["waiting_rows"].set(loaded.batcher.waiting_rows, tags)
         self._gauges["version_refused"].set(self._watcher.rejected is not None, tags)
+        self._gauges["storage_failed"].set(self._watcher.storage_failed, tags)
+
+    def _forget(self, loaded: LoadedModel) -> None:
+        """Forget what was exported of a version: if it is loaded again, it counts from 0."""
+        for key in [key for key in self._exported if key[0] == loaded.model.version]:
+            del self._exported[key]
 
 
 def _totals(loaded: LoadedModel) -> Iterator[tuple[tuple[str, str], float]]:

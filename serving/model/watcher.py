@@ -1,28 +1,40 @@
 """The loaded model version: one that was named, or the one that an alias points at now.
 
 The watcher reads an alias every second. A new version replaces the current one after it has been
-loaded and has passed its self-test. If it does not, it is rejected and the current one stays.
+loaded and has passed its self-test. If it does not, it is rejected and the current one stays. The
+version that was replaced still answers requests that name it, for a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.artifacts.manifests import ModelManifest
-from pipeline.artifacts.registry import find_model, resolve_versions
-from pipeline.artifacts.storage import Storage
+from pipeline.artifacts.manifests import ONNX_FILE, ModelManifest
+from pipeline.artifacts.registry import find_model, model_folder, resolve_versions
+from pipeline.artifacts.storage import Fingerprint, Storage
 from pipeline.contract import ImageSpec, Predictions
-from pipeline.errors import ModelRejected
+from pipeline.errors import ModelRejected, StorageError, UserError
 from pipeline.models.predictor import Predictor
 from serving.config import AppSettings
 from serving.errors import ModelUnknown, NotReady, safe_repr
 from serving.model.batcher import Batcher
 
 POLL_S = 1.0
+
+READY_S = 1.0
+"""Time for which a self-test that passed counts."""
+
+STALL_S = 30
+"""Time without progress after which a replica whose requests wait is not ready."""
+
+RETRY_S = 60
+"""Time after which a version is loaded again that failed for another reason than itself."""
 
 TEST_ROWS = 3
 
@@ -53,14 +65,23 @@ class ModelWatcher:
     A request must read `current` only once, so that all its rows are predicted by one version.
     """
 
-    def __init__(self, settings: AppSettings) -> None:
+    def __init__(self, settings: AppSettings, image: ImageSpec | None = None) -> None:
         """Load the newest version of the alias's history that can be served.
 
-        Raise the error of the newest version if none can be served.
+        `image` has the size and the classes that clients of the application were promised; by
+        default, those of the version that is loaded now. Raise the error of the newest version if
+        none can be served.
         """
         self._settings = settings
         self._storage = Storage(settings.root)
+        self._image = image
+        self._previous: LoadedModel | None = None
+        self._previous_until = 0.0
+        self._ready: tuple[LoadedModel, float] | None = None
+        self._rejected_files: tuple[str, Fingerprint] | None = None
+        self._retry_at = math.inf
         self.rejected: RejectedVersion | None = None
+        self.storage_failed = False
         newest, *older = resolve_versions(self._storage, settings.model)
         try:
             self.current = self._load(newest)
@@ -69,38 +90,58 @@ class ModelWatcher:
             for version in older:
                 try:
                     self.current = self._load(version)
-                    return
+                    break
                 except Exception as older_error:
                     logging.getLogger(__name__).warning("%s", older_error)
-            raise
+            else:
+                raise
+        self._image = self._image or self.current.model.image
+
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        """The current version, and for a time after a promotion its predecessor."""
+        if self._previous and time.monotonic() < self._previous_until:
+            return [self.current, self._previous]
+        return [self.current]
 
     def find(self, name: str = "", version: str = "") -> LoadedModel:
-        """Return the current version, for the whole of a request.
+        """Return the version that a request names, or the current one, for the whole request.
 
-        Raise ModelUnknown if the request names another model or version.
+        Raise ModelUnknown if it is not loaded.
         """
+        for loaded in self.loaded:
+            model = loaded.model
+            if name in ("", model.name) and version in ("", model.version):
+                return loaded
         model = self.current.model
-        if (name or model.name, version or model.version) != (model.name, model.version):
-            if name == model.name:
-                unknown = f"version {safe_repr(version)} of {name}"
-            else:
-                unknown = safe_repr(name)
-            raise ModelUnknown(
-                f"Model {unknown} is not served here. Ask for {model.name}, version "
-                f"{model.version}."
-            )
-        return self.current
+        if name in ("", model.name):
+            unknown = f"version {safe_repr(version)} of {model.name}"
+        else:
+            unknown = safe_repr(name)
+        raise ModelUnknown(
+            f"Model {unknown} is not served here. Ask for {model.name}, version {model.version}."
+        )
 
     def require_ready(self) -> None:
-        """Raise NotReady if the current version fails its self-test."""
-        try:
-            self_test(self.current.predictor)
-        except Exception as error:
-            logging.getLogger(__name__).exception("%s is not ready", self.current.model.ref)
+        """Raise NotReady if the current version fails its self-test, or its queue does not move."""
+        loaded, now = self.current, time.monotonic()
+        if (stalled_s := loaded.batcher.stalled_s) > STALL_S:
             raise NotReady(
-                f"Model {self.current.model.ref} fails its self-test. Another replica will replace "
-                "this one: send the request again in a second."
+                f"Requests for model {loaded.model.ref} have waited for {stalled_s:.0f} s. Another "
+                "replica will replace this one: send the request again in a second."
+            )
+        if self._ready and self._ready[0] is loaded and now < self._ready[1] + READY_S:
+            return
+        try:
+            # It does not wait in the queue, which may rightly be full.
+            self_test(loaded.predictor)
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s is not ready", loaded.model.ref)
+            raise NotReady(
+                f"Model {loaded.model.ref} fails its self-test. Another replica will replace this "
+                "one: send the request again in a second."
             ) from error
+        self._ready = loaded, now
 
     async def run(self) -> None:
         """Follow the alias until cancelled."""
@@ -110,24 +151,59 @@ class ModelWatcher:
 
     async def poll_once(self) -> None:
         """Serve the version that the alias names now, if it can be served."""
-        version = ""
+        if self._previous and self._previous not in self.loaded:
+            self._previous = None
         try:
             versions = await asyncio.to_thread(
                 resolve_versions, self._storage, self._settings.model
             )
-            version = versions[0]
-            if version != self.current.model.version:
-                self.current = await asyncio.to_thread(self._load, version)
-            self.rejected = None
-        # Any error in a promoted version must leave the current one running.
+            await self._follow(versions[0])
+            self.storage_failed = False
+        except StorageError as error:
+            # The storage, not a version, is at fault: it is asked again at the next poll.
+            if not self.storage_failed:
+                logging.getLogger(__name__).error("%s", error)
+            self.storage_failed = True
+        # Any error of an alias must leave the current version running.
+        except Exception as error:
+            self._reject("", error)
+
+    async def _follow(self, version: str) -> None:
+        """Serve a version. Reject it if it cannot be served, until its files change."""
+        if version == self.current.model.version:
+            self.rejected = self._rejected_files = None
+            return
+        files = version, await asyncio.to_thread(self._fingerprint, version)
+        if files == self._rejected_files and time.monotonic() < self._retry_at:
+            return
+        try:
+            known = {own.model.version: own for own in self.loaded}
+            loaded = known.get(version)
+            if loaded is None:
+                loaded = await asyncio.to_thread(self._load, version)
+        except StorageError:
+            raise
         except Exception as error:
             self._reject(version, error)
+            self._rejected_files = files
+            # Another error, such as too little memory, may pass.
+            passes = not isinstance(error, UserError)
+            self._retry_at = time.monotonic() + RETRY_S if passes else math.inf
+            return
+        self._previous = self.current
+        self._previous_until = time.monotonic() + self._settings.keep_version_s
+        self.current = loaded
+        self.rejected = self._rejected_files = None
+
+    def _fingerprint(self, version: str) -> Fingerprint:
+        folder = model_folder(self._settings.model.partition("/")[0], version)
+        files = (ModelManifest.file_name, ONNX_FILE)
+        return self._storage.fingerprint(*(f"{folder}/{file}" for file in files))
 
     def _reject(self, version: str, error: Exception) -> None:
         # Clients read the reason, so hide where this server stores its models.
         reason = str(error).replace(f"{self._storage.display()}/", "")
         rejected = RejectedVersion(version, reason)
-        # Each poll loads and rejects the same version again: log it once.
         if rejected != self.rejected:
             logging.getLogger(__name__).error("version %r was rejected: %s", version, error)
         self.rejected = rejected
@@ -135,11 +211,10 @@ class ModelWatcher:
     def _load(self, version: str) -> LoadedModel:
         name = self._settings.model.partition("/")[0]
         model = find_model(self._storage, f"{name}/{version}")
-        current = getattr(self, "current", None)
-        if current and not _same_answers(model.image, current.model.image):
+        if self._image and not _same_answers(model.image, self._image):
             raise ModelRejected(
-                f"Model {model.ref} has another image size or other classes than "
-                f"{current.model.ref}, which is served. Serve it under a different name."
+                f"Model {model.ref} has another image size or other classes than what is served. "
+                "Serve it under a different name."
             )
         predictor = Predictor(self._storage, model)
         self_test(predictor)

@@ -6,6 +6,7 @@ documentation, docs/protocol/extension_*.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from pipeline.artifacts.manifests import ModelManifest, TensorSpec
@@ -21,11 +22,11 @@ SERVER = {
 PLATFORM = "onnx_onnxv1"
 
 
-def model_metadata(model: ModelManifest) -> Json:
-    """Return the answer to GET /v2/models/NAME."""
+def model_metadata(model: ModelManifest, loaded: Sequence[ModelManifest]) -> Json:
+    """Return the answer to GET /v2/models/NAME; `loaded` are the versions that answer."""
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": [other.version for other in loaded],
         "platform": PLATFORM,
         "inputs": [_tensor_metadata(spec) for spec in model.inputs],
         "outputs": [_tensor_metadata(spec) for spec in model.outputs],
@@ -50,9 +51,12 @@ def model_config(model: ModelManifest, *, max_rows: int) -> Json:
     }
 
 
-def repository_index(model: ModelManifest) -> list[Json]:
-    """Return the answer to POST /v2/repository/index: the one model that is served."""
-    return [{"name": model.name, "version": model.version, "state": "READY", "reason": ""}]
+def repository_index(loaded: Sequence[ModelManifest]) -> list[Json]:
+    """Return the answer to POST /v2/repository/index: the versions that answer."""
+    return [
+        {"name": model.name, "version": model.version, "state": "READY", "reason": ""}
+        for model in loaded
+    ]
 
 
 def _tensor_metadata(spec: TensorSpec) -> Json:

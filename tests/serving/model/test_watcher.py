@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from pipeline.artifacts.manifests import ModelManifest
 from pipeline.artifacts.registry import promote
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import AS_IS, ImageSpec
-from pipeline.errors import ArtifactDamaged, ModelRejected
+from pipeline.errors import ArtifactDamaged, ModelRejected, StorageError
+from pipeline.models.predictor import Predictor
 from serving.config import AppSettings
-from serving.model.watcher import ModelWatcher
+from serving.errors import ModelUnknown, NotReady
+from serving.model.watcher import STALL_S, ModelWatcher
 from tests.support.stripes_model import STRIPES, publish, stripe
 
 OTHER_CLASSES = ImageSpec(STRIPES.height, STRIPES.width, ("a", "b", "c"))
@@ -25,8 +28,27 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
 
 
-def follow(storage: Storage, ref: str = "stripes/production") -> ModelWatcher:
-    return ModelWatcher(AppSettings(root=storage.root, model=ref))
+def follow(
+    storage: Storage,
+    ref: str = "stripes/production",
+    image: ImageSpec | None = None,
+    **settings: Any,
+) -> ModelWatcher:
+    return ModelWatcher(AppSettings(root=storage.root, model=ref, **settings), image)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the versions that a watcher loads from now on, as it loads them."""
+    versions = list[str]()
+
+    class Recorded(Predictor):
+        def __init__(self, storage: Storage, model: ModelManifest) -> None:
+            versions.append(model.version)
+            super().__init__(storage, model)
+
+    monkeypatch.setattr("serving.model.watcher.Predictor", Recorded)
+    return versions
 
 
 def poll(watcher: ModelWatcher) -> None:
@@ -47,6 +69,32 @@ def test_a_promotion_and_a_rollback_change_the_served_version(storage: Storage) 
     promote(storage, first.ref, "production")
     poll(watcher)
     assert watcher.current.model == first
+
+
+def test_a_client_that_names_a_version_keeps_its_answers_after_a_promotion(
+    storage: Storage,
+) -> None:
+    first = publish(storage)
+    watcher = follow(storage)
+    second = publish(storage, scale=2.0)
+    poll(watcher)
+    assert watcher.find().model == second
+    assert watcher.find("stripes", first.version).model == first
+    assert [loaded.model for loaded in watcher.loaded] == [second, first]
+    third = publish(storage, scale=3.0)
+    poll(watcher)
+    assert [loaded.model for loaded in watcher.loaded] == [third, second]
+    with pytest.raises(ModelUnknown, match=f"version '{first.version}' of stripes"):
+        watcher.find("stripes", first.version)
+
+
+def test_the_version_before_is_unloaded_after_the_stated_time(storage: Storage) -> None:
+    first = publish(storage)
+    watcher = follow(storage, keep_version_s=0)
+    publish(storage, scale=2.0)
+    poll(watcher)
+    with pytest.raises(ModelUnknown):
+        watcher.find("stripes", first.version)
 
 
 def test_a_named_version_stays_after_a_promotion(storage: Storage) -> None:
@@ -114,6 +162,68 @@ def test_an_invalid_version_is_rejected_with_a_reason(
     poll(watcher)
     assert watcher.current.model.version != first.version
     assert watcher.rejected is None
+
+
+def test_a_rejected_version_is_not_loaded_again_until_its_files_change(
+    storage: Storage, loads: list[str]
+) -> None:
+    publish(storage)
+    watcher = follow(storage)
+    second = publish(storage, scale=2.0)
+    content = storage.read(f"models/{second.ref}/model.onnx")
+    damage(storage, second)
+    for _ in range(5):
+        poll(watcher)
+    assert loads.count(second.version) == 1
+    storage.write(f"models/{second.ref}/model.onnx", content)
+    poll(watcher)
+    assert watcher.current.model == second
+    assert watcher.rejected is None
+
+
+def test_storage_that_fails_is_no_rejected_version(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("no route to host")
+
+    first = publish(storage)
+    watcher = follow(storage)
+    second = publish(storage, scale=2.0)
+    for method in ("read", "fingerprint"):
+        with monkeypatch.context() as broken:
+            broken.setattr(Storage, method, fail)
+            poll(watcher)
+        assert (watcher.current.model, watcher.rejected, watcher.storage_failed) == (
+            first,
+            None,
+            True,
+        )
+    poll(watcher)
+    assert (watcher.current.model, watcher.storage_failed) == (second, False)
+
+
+def test_a_new_replica_refuses_what_a_running_one_refuses(storage: Storage) -> None:
+    first = publish(storage)
+    running = follow(storage, image=first.image)
+    publish_other_classes(storage)
+    poll(running)
+    restarted = follow(storage, image=first.image)
+    for watcher in (running, restarted):
+        assert watcher.current.model == first
+        assert watcher.rejected is not None
+        assert "other classes" in watcher.rejected.reason
+
+
+def test_a_replica_whose_queue_does_not_move_is_not_ready(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(storage)
+    watcher = follow(storage)
+    watcher.require_ready()
+    monkeypatch.setattr(type(watcher.current.batcher), "stalled_s", STALL_S + 1)
+    with pytest.raises(NotReady, match="have waited for 31 s"):
+        watcher.require_ready()
 
 
 def test_a_new_replica_serves_the_newest_valid_version(storage: Storage) -> None:

@@ -10,7 +10,7 @@ from tests.support.stripes_model import STRIPES, publish
 
 def test_model_metadata_describes_the_tensors(tmp_path: Path) -> None:
     model = publish(Storage(str(tmp_path)))
-    assert v2_metadata.model_metadata(model) == {
+    assert v2_metadata.model_metadata(model, [model]) == {
         "name": "stripes",
         "versions": [model.version],
         "platform": "onnx_onnxv1",
