@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -33,6 +33,9 @@ from serving.model.watcher import ModelWatcher
 
 OVERLOADED_DELAY_S = 0.25
 """Delay of the answer to a request that the full queue refuses, in seconds."""
+
+RESTART_S = 1.0
+"""Time after which a background task that failed starts again."""
 
 MODEL_PLACEHOLDER = "{model}"
 """Stands in the route table for NAME or for NAME/versions/VERSION."""
@@ -99,9 +102,7 @@ class Application:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         else:
-            headers = {
-                name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-            }
+            headers = _read_headers(scope["headers"])
             response = await self._respond(scope, headers, receive)
             response_headers = {**response.headers, "content-length": str(len(response.body))}
             start = {
@@ -117,7 +118,7 @@ class Application:
     async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         """Start the background tasks at ASGI's startup message, cancel them at its shutdown."""
         await receive()
-        tasks = [asyncio.create_task(task()) for task in self._background]
+        tasks = [asyncio.create_task(_kept_running(task)) for task in self._background]
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for task in tasks:
@@ -168,6 +169,26 @@ class Application:
         if handler is None:
             raise MethodUnknown(method, ", ".join(handlers))
         return handler, model, version
+
+
+async def _kept_running(task: BackgroundTask) -> None:
+    """Run a background task until it is cancelled; start it again if it fails."""
+    while True:
+        try:
+            await task()
+            return
+        except Exception:
+            logging.getLogger(__name__).exception("%s failed, and starts again", task.__qualname__)
+            await asyncio.sleep(RESTART_S)
+
+
+def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by name; the values of one that is sent twice are a list (RFC 9110, 5.3)."""
+    values = dict[str, str]()
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        values[name] = f"{values[name]}, {value}" if name in values else value
+    return values
 
 
 def _error_response(

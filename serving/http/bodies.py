@@ -110,9 +110,15 @@ def respond_json(request: HttpRequest, content: Json | list[Json]) -> HttpRespon
 
 
 def respond(request: HttpRequest, body: bytes, headers: dict[str, str]) -> HttpResponse:
-    """Return a response, compressed if the client accepts that and the body is not short."""
+    """Return a response, compressed if the client accepts that and the body is not short.
+
+    Binary tensors are not compressed unless the client refuses anything else: floats hardly shrink.
+    """
     if len(body) >= compression.MIN_BYTES:
-        encoding = compression.negotiate(request.headers.get("accept-encoding", ""))
+        accepted = request.headers.get("accept-encoding", "")
+        tensors = headers["content-type"] == "application/octet-stream"
+        encoding = compression.negotiate(accepted, prefer_plain=tensors)
+        headers = headers | {"vary": "accept-encoding"}
         if encoding != "identity":
             body = compression.compress(body, encoding)
             headers = headers | {"content-encoding": encoding}

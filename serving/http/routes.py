@@ -55,6 +55,7 @@ def route_table(handlers: Handlers) -> RouteTable:
         "/v2/": {"GET": handlers.server},
         "/v2/health/live": {"GET": handlers.live},
         "/v2/health/ready": {"GET": handlers.ready},
+        "/v2/models": {"GET": handlers.models},
         "/v2/models/stats": {"GET": handlers.stats},
         "/v2/models/{model}": {"GET": handlers.model},
         "/v2/models/{model}/ready": {"GET": handlers.model_ready},
@@ -62,7 +63,7 @@ def route_table(handlers: Handlers) -> RouteTable:
         "/v2/models/{model}/stats": {"GET": handlers.stats},
         "/v2/models/{model}/infer": {"POST": handlers.infer},
         "/v2/repository/index": {"POST": handlers.index},
-        "/v1/models": {"GET": handlers.v1_models},
+        "/v1/models": {"GET": handlers.models},
         "/v1/models/{model}": {"GET": handlers.model_ready},
         "/v1/models/{model}:predict": {"POST": handlers.v1_predict},
         **{address: {"GET": _page_handler(name)} for address, name in PAGE_FILES.items()},
@@ -163,8 +164,8 @@ class Handlers:
         }
         return respond(request, reply.body, headers)
 
-    async def v1_models(self, request: HttpRequest) -> HttpResponse:
-        """Return the names of the models, V1."""
+    async def models(self, request: HttpRequest) -> HttpResponse:
+        """Return the names of the models."""
         return respond_json(request, {"models": [self._watcher.current.model.name]})
 
     async def v1_predict(self, request: HttpRequest) -> HttpResponse:

@@ -45,7 +45,6 @@ REJECT_RULES = (
         "!{ method GET HEAD POST PUT PATCH DELETE OPTIONS TRACE }",
         "The server does not know this method.",
     ),
-    (400, "{ req.hdr(upgrade) -m found }", "The server speaks only HTTP/1.1."),
     # `OPTIONS *` has a target that is not a path.
     (404, "!{ path_beg / }", "No route has this address."),
     (
@@ -77,14 +76,17 @@ To add one: append it here. The first rule whose condition holds answers.
 
 ALLOW = 'hdr allow "GET, POST"'
 
-PRIVATE_HEADERS = (
+IGNORED_HEADERS = (
+    # An offer of another protocol, which a server may ignore (RFC 9110, 7.8).
+    "upgrade",
+    # By these a client could change how Ray handles its request.
     "x-request-timeout-seconds",
     "x-request-disconnect-disabled",
     "x-session-id",
     "serve_multiplexed_model_id",
     "serve-multiplexed-model-id",
 )
-"""Headers by which a client could change how Ray handles its request; they are removed."""
+"""Headers that are removed from requests."""
 
 REQUEST_ID = "x-request-id"
 """A client's own ID is kept if it is valid; otherwise HAProxy sets a UUID."""
@@ -104,7 +106,7 @@ def frontend_rules(max_body: str) -> str:
         )
     # Buffer the body, so that it can be sent again if a replica dies.
     lines.append(f"http-request wait-for-body time {REQUEST_TIMEOUT_S}s")
-    lines += [f"http-request del-header {name}" for name in PRIVATE_HEADERS]
+    lines += [f"http-request del-header {name}" for name in IGNORED_HEADERS]
     lines += [
         "http-request set-var(txn.id) uuid",
         f"http-request set-var(txn.id) req.hdr({REQUEST_ID}) "

@@ -57,6 +57,7 @@ def _server_paths() -> Json:
     ready = _operation("Whether the model passes its self-test", _any_object(), public=True)
     return {
         "/v2": {"get": _operation("Server metadata", _any_object())},
+        "/v2/models": {"get": _operation("List of models", _any_object())},
         "/v2/health/live": {"get": live},
         "/v2/health/ready": {"get": ready},
         "/v2/models/stats": {"get": _operation("Statistics", _any_object())},

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from jiter import from_json
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pipeline.arrays import UInt8Array
 from pipeline.artifacts.manifests import ModelManifest
@@ -20,13 +20,19 @@ from pipeline.contract import INPUT, PIXEL_MAX, PROBABILITIES
 from serving.errors import PayloadTooLarge, RequestInvalid, safe_repr
 from serving.protocol.types import DATATYPES, InferRequest, Output
 
-Parameters: TypeAlias = dict[str, bool | int | float | str]
+UTF8_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Parameters: TypeAlias = Annotated[
+    dict[str, bool | int | float | str],
+    BeforeValidator(lambda value: {} if value is None else value),
+]
+"""Parameters; clients that write all fields of their own send null for none."""
 
 
 class StrictModel(BaseModel):
-    """Base of the objects of a request: no unknown fields, no conversion of types."""
+    """Base of the objects of a request: unknown fields are ignored, and types not converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class InputTensor(StrictModel):
@@ -150,9 +156,13 @@ def pixels_from_json(data: Any, shape: list[int]) -> UInt8Array:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value of a body in strict JSON; raise RequestInvalid if it is anything else."""
+    """Return the value of a body in strict JSON; raise RequestInvalid if it is anything else.
+
+    A byte order mark is ignored, as RFC 8259 allows.
+    """
+    text = body.removeprefix(UTF8_BYTE_ORDER_MARK)
     try:
-        return from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
+        return from_json(text, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
         raise RequestInvalid(f"The body is not JSON: {error}. Send UTF-8 JSON.") from None
 

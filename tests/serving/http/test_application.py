@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_a_placeholder_of_the_route_table_is_not_a_model(
     assert "is not served here" in error_message(response, 404)
 
 
-@pytest.mark.parametrize("path", ["/v2/models", "/v2/models/stripes/", "/predict/", "/x" * 99])
+@pytest.mark.parametrize("path", ["/v2/model", "/v2/models/stripes/", "/predict/", "/x" * 99])
 def test_an_unknown_address_is_not_found(client: Client, path: str) -> None:
     assert "No route has this address" in error_message(client.get(path), 404)
 
@@ -162,6 +163,40 @@ def test_only_health_and_the_page_need_no_key(watcher: ModelWatcher) -> None:
     assert {response.headers["www-authenticate"] for response in responses} == {"Bearer"}
     for headers in ({"Authorization": "Bearer one"}, {"X-API-Key": "two"}):
         assert client.request("GET", "/v2/models/stripes", headers=headers).status_code == 200
+
+
+def test_a_header_that_is_sent_twice_is_a_list(client: Client) -> None:
+    content = json.dumps(infer_body(np.zeros((16, *STRIPES.shape), np.uint8)))
+    headers = [("Accept-Encoding", "br"), ("Accept-Encoding", "deflate")]
+    response = client.post("/v2/models/stripes/infer", content=content, headers=headers)
+    assert response.headers["content-encoding"] == "deflate"
+
+
+def test_a_background_task_that_fails_starts_again(
+    watcher: ModelWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, finished = list[int](), asyncio.Event()
+
+    async def fail_twice() -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            raise RuntimeError
+        finished.set()
+
+    async def ignore(message: Any) -> None: ...
+
+    async def live() -> None:
+        messages: asyncio.Queue[Any] = asyncio.Queue()
+        messages.put_nowait({"type": "lifespan.startup"})
+        app = build_routes(watcher, settings("unused"), [fail_twice])
+        running = asyncio.ensure_future(app({"type": "lifespan"}, messages.get, ignore))
+        await asyncio.wait_for(finished.wait(), 10)
+        messages.put_nowait({"type": "lifespan.shutdown"})
+        await running
+
+    monkeypatch.setattr("serving.http.application.RESTART_S", 0)
+    asyncio.run(live())
+    assert len(calls) == 3
 
 
 def test_every_client_error_has_an_http_status_and_a_grpc_code() -> None:

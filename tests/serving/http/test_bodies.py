@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.models.predictor import Predictor
+from serving.http.compression import negotiate
 from tests.serving.http.helpers import Client, error_message, infer_body, png
 from tests.support.stripes_model import STRIPES, stripe
 
@@ -35,6 +36,56 @@ def test_a_body_over_the_limit_is_refused_as_declared_and_as_streamed(
 def test_a_wrong_json_length_is_refused(client: Client, length: str) -> None:
     headers = {"Inference-Header-Content-Length": length.encode()}
     error_message(client.post("/v2/models/stripes/infer", content=b"{}", headers=headers), 400)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("", "identity"),
+        ("br", "identity"),
+        ("GZIP", "gzip"),
+        ("x-gzip", "gzip"),
+        ("deflate;q=0.1, gzip", "gzip"),
+        ("deflate, gzip;q=0.5", "deflate"),
+        ("identity;q=1, gzip;q=0.1", "identity"),
+        ("gzip;q=0.000, deflate; Q=0.3", "deflate"),
+        ("gzip;q=0", "identity"),
+        ("*", "gzip"),
+        ("*;q=0.5, gzip;q=0", "deflate"),
+        ("gzip;q=high", "identity"),
+        ("gzip;q=nan", "identity"),
+    ],
+)
+def test_the_encoding_of_most_weight_is_chosen(accepted: str, encoding: str) -> None:
+    assert negotiate(accepted) == encoding
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [("gzip, deflate", "identity"), ("gzip, identity;q=0", "gzip"), ("gzip, *;q=0", "gzip")],
+)
+def test_binary_tensors_are_compressed_only_if_a_client_refuses_anything_else(
+    client: Client, monkeypatch: pytest.MonkeyPatch, accepted: str, encoding: str
+) -> None:
+    monkeypatch.setattr("serving.http.compression.MIN_BYTES", 1)
+    images = np.zeros((16, *STRIPES.shape), np.uint8)
+    headers = {"Inference-Header-Content-Length": "0", "Accept-Encoding": accepted}
+    url = "/v2/models/stripes/infer"
+    responses = [
+        client.post(url, content=images.tobytes(), headers=headers),
+        client.post(url, json=infer_body(images), headers={"Accept-Encoding": "gzip"}),
+    ]
+    assert responses[0].headers.get("content-encoding", "identity") == encoding
+    assert responses[1].headers["content-encoding"] == "gzip"
+    assert {response.headers["vary"] for response in responses} == {"accept-encoding"}
+
+
+@pytest.mark.parametrize("encoding", ["GZIP", "x-gzip", " gzip "])
+def test_the_name_of_an_encoding_has_other_forms(client: Client, encoding: str) -> None:
+    content = gzip.compress(json.dumps(infer_body(stripe(0)[None])).encode())
+    headers = {"Content-Encoding": encoding}
+    response = client.post("/v2/models/stripes/infer", content=content, headers=headers)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
