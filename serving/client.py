@@ -9,8 +9,8 @@
         print(client.predict(images).prediction)
 
 It speaks the Open Inference Protocol with binary tensors. Any number of images is sent as requests
-of at most `max_rows`. A prediction changes nothing, so a request that failed in transit or met an
-overloaded server is sent again.
+of at most `max_rows`, which are made as they are sent. A prediction changes nothing, so a request
+that failed in transit or met an overloaded server is sent again, until `deadline_s`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeAlias
 from urllib.parse import quote
@@ -69,9 +70,10 @@ class _BaseClient:
         api_key: str = "",
         max_rows: int = 1024,
         timeout_s: float = 10.0,
+        deadline_s: float = 60.0,
         attempts: int = 5,
     ) -> None:
-        """Prepare a client; entering it as a context manager opens its connections.
+        """Prepare a client. Its connections end with a `with` block, or by closing it.
 
         Args:
             url: Address of the server, such as http://127.0.0.1:8000.
@@ -80,6 +82,7 @@ class _BaseClient:
             api_key: Key to send, if the server requires one.
             max_rows: Maximum number of images per request.
             timeout_s: Seconds to wait for a connection, and for each read and write, per attempt.
+            deadline_s: Seconds for a call of `predict`, with all its requests and attempts.
             attempts: Maximum number of times that a request is sent.
         """
         path = f"/v2/models/{quote(model, safe='')}"
@@ -87,12 +90,15 @@ class _BaseClient:
             path += f"/versions/{quote(version, safe='')}"
         self._path = f"{path}/infer"
         self._max_rows = max_rows
+        self._timeout_s, self._deadline_s = timeout_s, deadline_s
         self._attempts = attempts
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        # To compress floats takes the server longer than to send them.
+        headers = {"accept-encoding": "identity"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
         self._options: dict[str, Any] = {
             "base_url": url,
             "headers": headers,
-            "timeout": timeout_s,
             # A proxy that the environment names may not reach this machine's loopback.
             "trust_env": not is_loopback(httpx.URL(url).host),
         }
@@ -120,6 +126,13 @@ class _BaseClient:
                 "content": json_part + rows.tobytes(),
                 "headers": {JSON_LENGTH: str(len(json_part))},
             }
+
+    def _timeout(self, deadline: float) -> float:
+        """Return the timeout of an attempt. Raise ServerError if the deadline has passed."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ServerError(f"The server did not answer within {self._deadline_s:g} s.")
+        return min(self._timeout_s, left)
 
     def _retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
         """Return the seconds until the next attempt; None if there is to be no other."""
@@ -164,8 +177,11 @@ def _error_message(response: httpx.Response) -> str:
 class Client(_BaseClient):
     """A client that blocks until the answer is there. Threads may share one."""
 
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(**self._options)
+
     def __enter__(self) -> Client:
-        self._http = httpx.Client(**self._options)
         return self
 
     def __exit__(
@@ -174,26 +190,34 @@ class Client(_BaseClient):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def predict(self, images: UInt8Array) -> Predictions:
         """Return the predictions of the images, in their order.
 
         Raise ValueError if the images have another dtype or shape. Raise ServerError if the server
-        refuses them, or if no attempt succeeds.
+        refuses them, or if no attempt succeeds in time.
 
         Args:
             images: Raw pixels, uint8 (N, height, width), N >= 1.
         """
-        outcomes = map(self._send, self._requests(images))
-        return concat_predictions([_read_predictions(outcome) for outcome in outcomes])
+        deadline = time.monotonic() + self._deadline_s
+        parts = [
+            _read_predictions(self._send(request, deadline)) for request in self._requests(images)
+        ]
+        return concat_predictions(parts)
 
-    def _send(self, request: dict[str, Any]) -> Outcome:
+    def _send(self, request: dict[str, Any], deadline: float) -> Outcome:
         attempt = 0
         while True:
             attempt += 1
+            timeout = self._timeout(deadline)
             try:
-                outcome: Outcome = self._http.request(**request)
+                outcome: Outcome = self._http.request(**request, timeout=timeout)
             except httpx.TransportError as error:
                 outcome = error
             delay = self._retry_delay(attempt, outcome)
@@ -206,11 +230,13 @@ class AsyncClient(_BaseClient):
     """A client for an event loop; it sends several requests of one call at once."""
 
     MAX_AT_ONCE = 4
-    """Maximum number of requests under way at once."""
+    """Maximum number of requests of one call that are under way at once."""
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self._options)
 
     async def __aenter__(self) -> AsyncClient:
-        self._http = httpx.AsyncClient(**self._options)
-        self._slots = asyncio.Semaphore(self.MAX_AT_ONCE)
         return self
 
     async def __aexit__(
@@ -219,29 +245,47 @@ class AsyncClient(_BaseClient):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def predict(self, images: UInt8Array) -> Predictions:
         """Return the predictions of the images, in their order.
 
         Raise ValueError if the images have another dtype or shape. Raise ServerError if the server
-        refuses them, or if no attempt succeeds.
+        refuses them, or if no attempt succeeds in time; requests of the call that are under way are
+        then cancelled.
 
         Args:
             images: Raw pixels, uint8 (N, height, width), N >= 1.
         """
-        outcomes = await asyncio.gather(*map(self._send, self._requests(images)))
-        return concat_predictions([_read_predictions(outcome) for outcome in outcomes])
+        deadline = time.monotonic() + self._deadline_s
+        requests = enumerate(self._requests(images))
+        parts = dict[int, Predictions]()
 
-    async def _send(self, request: dict[str, Any]) -> Outcome:
+        async def send_all() -> None:
+            for number, request in requests:
+                parts[number] = _read_predictions(await self._send(request, deadline))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.MAX_AT_ONCE):
+                    group.create_task(send_all())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return concat_predictions([parts[number] for number in sorted(parts)])
+
+    async def _send(self, request: dict[str, Any], deadline: float) -> Outcome:
         attempt = 0
         while True:
             attempt += 1
-            async with self._slots:
-                try:
-                    outcome: Outcome = await self._http.request(**request)
-                except httpx.TransportError as error:
-                    outcome = error
+            timeout = self._timeout(deadline)
+            try:
+                outcome: Outcome = await self._http.request(**request, timeout=timeout)
+            except httpx.TransportError as error:
+                outcome = error
             delay = self._retry_delay(attempt, outcome)
             if delay is None:
                 return outcome

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from textwrap import dedent
 
@@ -107,6 +109,53 @@ def test_a_request_that_keeps_failing_is_an_error(
             predict(url, asynchronous=asynchronous, attempts=3)
         assert error.value.status == status
         assert server.num_requests == attempts
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_all_attempts_together_have_a_deadline(app: ASGIApp, asynchronous: bool) -> None:
+    """Use clients without a block, too."""
+
+    async def predict_async() -> None:
+        client = AsyncClient(url, model="stripes", deadline_s=0.5, attempts=10_000)
+        try:
+            await client.predict(IMAGES)
+        finally:
+            await client.aclose()
+
+    def predict() -> None:
+        if asynchronous:
+            asyncio.run(predict_async())
+        with closing(Client(url, model="stripes", deadline_s=0.5, attempts=10_000)) as client:
+            client.predict(IMAGES)
+
+    with failing_server(app, *[503] * 10_000) as (url, _):
+        started = time.monotonic()
+        with pytest.raises(ServerError, match=r"did not answer within 0\.5 s"):
+            predict()
+        assert time.monotonic() - started < 5
+
+
+def test_the_first_error_cancels_the_other_requests_of_a_call(app: ASGIApp) -> None:
+    async def predict_many(url: str) -> None:
+        async with AsyncClient(url, model="stripes", max_rows=1, attempts=1) as client:
+            await client.predict(np.concatenate([IMAGES] * 20))
+
+    with failing_server(app, 200, 400) as (url, server):
+        server.statuses[0] = 400
+        with pytest.raises(ServerError):
+            asyncio.run(predict_many(url))
+        assert server.num_requests <= AsyncClient.MAX_AT_ONCE + 2
+
+
+def test_requests_are_made_as_they_are_sent() -> None:
+    """Copy no more of the images than the requests under way hold."""
+    client = AsyncClient("http://test", model="stripes", max_rows=1)
+    requests = client._requests(np.zeros((1000, 1000, 1000), np.uint8))
+    tracemalloc.start()
+    next(requests)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_the_example_in_the_docstring_runs(
