@@ -32,12 +32,17 @@ class AppSettings(Settings):
     """Maximum number of images per call of the model; waiting requests are batched up to it."""
     max_request_rows: int = Field(default=4096, ge=1)
     """Maximum number of images per request."""
+    max_request_pixels: int = Field(default=1 << 25, ge=1)
+    """Maximum number of pixels of all image files of a request."""
     max_queue_rows: int = Field(default=16_384, ge=1)
     """Maximum number of images that wait in a replica; further requests get 503 and Retry-After."""
     keep_version_s: float = Field(default=300, ge=0)
     """Seconds for which the version before a promotion still answers requests that name it."""
     max_body_mib: int = Field(default=16, ge=1, le=512)
     """Maximum size of a request's body in MiB."""
+    max_bodies_mib: int = Field(default=256, ge=1)
+    """Maximum size of all bodies that a replica holds at once, in MiB; further requests get 503 and
+    Retry-After."""
     api_keys: tuple[str, ...] = Field(
         default_factory=lambda: tuple(os.environ.get("PIPELINE_API_KEYS", "").split())
     )
@@ -47,6 +52,13 @@ class AppSettings(Settings):
     @property
     def max_body_bytes(self) -> int:
         return self.max_body_mib << 20
+
+    @field_validator("max_bodies_mib")
+    @classmethod
+    def _check_bodies(cls, max_bodies_mib: int, info: ValidationInfo) -> int:
+        if max_bodies_mib < info.data.get("max_body_mib", 0):
+            raise ValueError("must be at least --max-body-mib, so that a whole body fits")
+        return max_bodies_mib
 
     @field_validator("max_queue_rows")
     @classmethod

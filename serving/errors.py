@@ -8,9 +8,11 @@ Messages go to clients: no tracebacks, no paths of the server, little of the cli
     ├── AddressUnknown      404  no route has this address
     ├── ModelUnknown        404  the model or version is not served here
     ├── MethodUnknown       405  the route does not take this method
+    ├── BodyTimeout         408  the body did not arrive in time
     ├── PayloadTooLarge     413  more bytes or rows than one request may carry
     ├── UnsupportedMedia    415  the format or encoding of the body is not understood
     ├── ImageInvalid        422  the image is damaged, or blank, or too large
+    ├── DecodingFailed      422  decoding the body takes too much time or memory
     ├── NotReady            503  the model fails its self-test
     └── Overloaded          503  the queue is full; the same request may succeed a moment later
 
@@ -74,6 +76,14 @@ class MethodUnknown(RequestError):
         self.headers = {"allow": allowed}
 
 
+class BodyTimeout(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+    grpc_code = "DEADLINE_EXCEEDED"
+    headers: Mapping[str, str] = {"connection": "close"}
+
+
 class PayloadTooLarge(RequestError):
     """The request carries more bytes or rows than one request may."""
 
@@ -89,6 +99,12 @@ class UnsupportedMedia(RequestError):
 
 class ImageInvalid(RequestError):
     """The image is damaged, blank, too large, or not of the model's size or colour."""
+
+    status = 422
+
+
+class DecodingFailed(RequestError):
+    """Decoding the body takes too much time or memory."""
 
     status = 422
 

@@ -201,7 +201,7 @@ def seen_by_the_server(brought: UInt8Array | list[bytes], spec: ImageSpec) -> It
         for content in brought:
             yield read_image(content, spec).pixels
     body = json.dumps({"instances": instances}).encode()
-    yield from parse_instances(body, model_of(spec), max_rows=COUNT)
+    yield from parse_instances(body, model_of(spec), max_rows=COUNT, max_pixels=1 << 24)
 
 
 def model_of(spec: ImageSpec) -> ModelManifest:

@@ -70,6 +70,20 @@ def is_png_or_jpeg(data: bytes) -> bool:
     return data.startswith((PNG, JPEG))
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height of a PNG or JPEG, as its header states them.
+
+    Raise DataError if the header is damaged.
+    """
+    if data.startswith(PNG):
+        return _png_header(data)[:2]
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            return image.size
+    except DECODE_ERRORS:
+        raise DataError("The JPEG is damaged and cannot be read. Save it again.") from None
+
+
 def decode_grayscale(data: bytes, *, colour: bool = True, enough: int | None = None) -> UInt8Array:
     """Return the pixels of a PNG or JPEG, uint8 (height, width).
 

@@ -43,6 +43,36 @@ MODEL_PLACEHOLDER = "{model}"
 _MODEL_PATH = re.compile(r"(/v[12]/models/)([^/:]+)(?:/versions/([^/:]+))?(.*)")
 
 
+class BodyMemory:
+    """The bytes of bodies that a replica holds."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.free = max_bytes
+
+
+class RequestMemory:
+    """The share of it that one request has."""
+
+    def __init__(self, memory: BodyMemory) -> None:
+        self._memory = memory
+        self.taken = 0
+
+    def take(self, size: int) -> None:
+        """Take so many bytes more. Raise Overloaded if other requests hold too many."""
+        if size > self._memory.free:
+            raise Overloaded(
+                "The server is busy: the bodies of other requests take all memory that it has for "
+                "them. Send the request again in a second."
+            )
+        self._memory.free -= size
+        self.taken += size
+
+    def release(self) -> None:
+        """Give back all."""
+        self._memory.free += self.taken
+        self.taken = 0
+
+
 @dataclass(frozen=True)
 class HttpRequest:
     """A request: its headers, by lower-case name, and the model and version in its address.
@@ -53,6 +83,7 @@ class HttpRequest:
     headers: Mapping[str, str]
     query: str
     receive: Receive
+    memory: RequestMemory
     model: str
     version: str
 
@@ -83,6 +114,7 @@ class Application:
         watcher: ModelWatcher,
         *,
         digests: Sequence[str],
+        max_bodies_bytes: int,
         public_paths: frozenset[str],
         background: Sequence[BackgroundTask],
     ) -> None:
@@ -93,6 +125,7 @@ class Application:
         self._table = table
         self._watcher = watcher
         self._digests = digests
+        self._memory = BodyMemory(max_bodies_bytes)
         self._public_paths = public_paths
         self._background = background
 
@@ -128,12 +161,13 @@ class Application:
     async def _respond(
         self, scope: Scope, headers: Mapping[str, str], receive: Receive
     ) -> HttpResponse:
+        memory = RequestMemory(self._memory)
         try:
             if self._digests and scope["path"] not in self._public_paths:
                 self._authenticate(headers)
             handler, model, version = self._find_handler(scope["method"], scope["path"])
             query = scope["query_string"].decode("latin-1")
-            return await handler(HttpRequest(headers, query, receive, model, version))
+            return await handler(HttpRequest(headers, query, receive, memory, model, version))
         except RequestError as error:
             self._watcher.current.batcher.statistics.errors[type(error).__name__] += 1
             if isinstance(error, Overloaded):
@@ -146,6 +180,8 @@ class Application:
             request_id = safe_repr(headers.get("x-request-id", ""))
             logging.getLogger(__name__).exception("request %s failed", request_id)
             return _error_response(500, "The server failed on this request. Its log says why.")
+        finally:
+            memory.release()
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:
         if not keys.valid(keys.sent_key(headers), self._digests):

@@ -3,25 +3,32 @@
 The limits are fields of `serving.config.AppSettings`:
 
     max_body_bytes      bytes of a body, as sent and again after decompression (--max-body-mib)
-    max_request_rows    files of a form                                        (--max-request-rows)
+    max_bodies_mib      MiB of all bodies at once                              (--max-bodies-mib)
 
 HAProxy, in front, rejects only a Content-Length over the first one; here both are enforced.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from functools import partial
 
 from pydantic_core import to_json
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from serving.config import AppSettings
-from serving.errors import PayloadTooLarge, RequestInvalid, safe_repr
+from serving.errors import BodyTimeout, PayloadTooLarge, RequestInvalid, safe_repr
 from serving.http import compression
 from serving.http.application import HttpRequest, HttpResponse
 from serving.protocol.types import JSON_LENGTH, Json
+
+BODY_TIMEOUT_S = 10
+"""Time for a body to arrive, to which each MiB that a body may have adds MIB_TIMEOUT_S."""
+
+MIB_TIMEOUT_S = 1
+
+QUICK_BYTES = 1 << 14
+"""A compressed body of this size is unpacked in the event loop: it has 16 MiB at most."""
 
 LENGTH_DIGITS = 20
 """Digits that are read of a length: more than any limit has, and few enough for int()."""
@@ -31,12 +38,35 @@ async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
     """Return the decompressed body.
 
     Raise PayloadTooLarge as soon as the declared length, the bytes received or the decompressed
-    bytes exceed `max_body_bytes`; nothing is read after that.
+    bytes exceed `max_body_bytes`; nothing is read after that. Raise Overloaded if the bodies of
+    other requests leave no room for it, and BodyTimeout if it does not arrive in time.
     """
     max_bytes = settings.max_body_bytes
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared[:LENGTH_DIGITS]) > max_bytes:
-        raise _too_large(settings)
+    if declared.isdecimal():
+        length = int(declared[:LENGTH_DIGITS])
+        if length > max_bytes:
+            raise _too_large(settings)
+        request.memory.take(length)
+    timeout_s = BODY_TIMEOUT_S + settings.max_body_mib * MIB_TIMEOUT_S
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _receive(request, settings)
+    except TimeoutError:
+        raise BodyTimeout(
+            f"The body did not arrive within {timeout_s:.0f} s. Send it again, in smaller parts."
+        ) from None
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding == "identity":
+        return body
+    unpack = partial(compression.decompress, body, encoding, max_bytes=max_bytes)
+    plain = unpack() if len(body) <= QUICK_BYTES else await asyncio.to_thread(unpack)
+    request.memory.take(len(plain))
+    return plain
+
+
+async def _receive(request: HttpRequest, settings: AppSettings) -> bytes:
+    """Return the body as it is sent."""
     chunks = list[bytes]()
     size = 0
     more = True
@@ -47,48 +77,13 @@ async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
         chunk = message.get("body", b"")
         chunks.append(chunk)
         size += len(chunk)
-        if size > max_bytes:
+        if size > settings.max_body_bytes:
             raise _too_large(settings)
+        if size > request.memory.taken:
+            # Its length was not declared.
+            request.memory.take(size - request.memory.taken)
         more = message.get("more_body", False)
-    encoding = request.headers.get("content-encoding", "identity")
-    return compression.decompress(b"".join(chunks), encoding, max_bytes=max_bytes)
-
-
-async def read_files(request: HttpRequest, settings: AppSettings) -> list[bytes]:
-    """Return the files of a form.
-
-    Raise RequestInvalid if there are none or more than `max_request_rows`, and PayloadTooLarge as
-    `read_body` does.
-    """
-    body = await read_body(request, settings)
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-        yield b""
-
-    max_files = settings.max_request_rows
-    parser = MultiPartParser(
-        Headers(request.headers),
-        stream(),
-        max_files=max_files,
-        max_fields=0,
-        max_part_size=settings.max_body_bytes,
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise RequestInvalid(
-            f"Not a form with 1 to {max_files} files: {safe_repr(error.message)}. Send each image "
-            "as a file, for example with curl -F image=@digit.png."
-        ) from None
-    uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    contents = [await upload.read() for upload in uploads]
-    await form.close()
-    if not contents:
-        raise RequestInvalid(
-            "The form has no file. Send one, for example with curl -F image=@digit.png."
-        )
-    return contents
+    return b"".join(chunks)
 
 
 def json_length(request: HttpRequest) -> int | None:

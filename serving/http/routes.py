@@ -6,9 +6,10 @@ the errors of `serving.errors`, which the application answers.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
+from typing import TypeVar
 from urllib.parse import parse_qs
 
 import numpy as np
@@ -26,12 +27,19 @@ from serving.http.application import (
     HttpResponse,
     RouteTable,
 )
-from serving.http.bodies import json_length, read_body, read_files, respond, respond_json
+from serving.http.bodies import json_length, read_body, respond, respond_json
+from serving.http.decoder import Decoder
+from serving.http.forms import read_form
 from serving.model.watcher import LoadedModel, ModelWatcher
 from serving.protocol import image_input, openapi, v1, v2_metadata
 from serving.protocol.types import JSON_LENGTH, Json
 from serving.protocol.v2_request import parse_raw, parse_request
 from serving.protocol.v2_response import build_reply
+
+R = TypeVar("R")
+
+QUICK_JSON_BYTES = 1 << 18
+"""Size of JSON that is parsed in the event loop. The worst of it takes 30 ms."""
 
 PAGE_FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
 """Files of the drawing page in `serving/web`, by address."""
@@ -74,20 +82,23 @@ def build_routes(
     watcher: ModelWatcher, settings: AppSettings, background: Sequence[BackgroundTask] = ()
 ) -> ASGIApp:
     """Return the ASGI application that serves the watcher's model and runs `background`."""
+    decoder = Decoder()
     return Application(
-        route_table(Handlers(watcher, settings)),
+        route_table(Handlers(watcher, decoder, settings)),
         watcher,
         digests=settings.api_keys,
+        max_bodies_bytes=settings.max_bodies_mib << 20,
         public_paths=PUBLIC_PATHS,
-        background=background,
+        background=(decoder.start, *background),
     )
 
 
 class Handlers:
     """The handlers of the route table, over the model that the watcher holds."""
 
-    def __init__(self, watcher: ModelWatcher, settings: AppSettings) -> None:
+    def __init__(self, watcher: ModelWatcher, decoder: Decoder, settings: AppSettings) -> None:
         self._watcher = watcher
+        self._decoder = decoder
         self._settings = settings
 
     async def server(self, request: HttpRequest) -> HttpResponse:
@@ -153,7 +164,9 @@ class Handlers:
             binary = "application/json" not in request.headers.get("accept", "")
             infer_request = parse_raw(body, loaded.model, binary=binary, max_rows=max_rows)
         else:
-            infer_request = parse_request(body, json_bytes, loaded.model, max_rows=max_rows)
+            size = len(body) if json_bytes is None else json_bytes
+            parse = partial(parse_request, body, json_bytes, loaded.model, max_rows=max_rows)
+            infer_request = await self._decode(parse, quick=size <= QUICK_JSON_BYTES)
         predictions = await loaded.batcher.predict(infer_request.images)
         reply = build_reply(loaded.model, infer_request, predictions)
         if reply.json_bytes is None:
@@ -172,8 +185,14 @@ class Handlers:
         """Return predictions, V1."""
         loaded = self._find_model(request)
         body = await read_body(request, self._settings)
-        max_rows = self._settings.max_request_rows
-        images = v1.parse_instances(body, loaded.model, max_rows=max_rows)
+        limits = {
+            "max_rows": self._settings.max_request_rows,
+            "max_pixels": self._settings.max_request_pixels,
+        }
+        parse = partial(v1.parse_instances, body, loaded.model, **limits)
+        # A small file in base64 may have millions of pixels. An escape may hide it.
+        quick = len(body) <= QUICK_JSON_BYTES and b"b64" not in body and b"\\" not in body
+        images = await self._decode(parse, quick=quick)
         predictions = await loaded.batcher.predict(images)
         return respond_json(request, v1.predictions_json(predictions))
 
@@ -184,9 +203,13 @@ class Handlers:
         model_fields: Json = {"model_name": model.name, "model_version": model.version}
         if model.caveat:
             model_fields["caveat"] = model.caveat
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            bodies = await read_files(request, self._settings)
-            model_inputs = [await _read_image(body, model) for body in bodies]
+        body = await read_body(request, self._settings)
+        max_pixels = self._settings.max_request_pixels
+        content_type = request.headers.get("content-type", "")
+        if content_type.startswith("multipart/form-data"):
+            limits = {"max_files": self._settings.max_request_rows, "max_pixels": max_pixels}
+            form = partial(read_form, content_type, body, model.image, **limits)
+            model_inputs = await self._decode(form, quick=False)
             images = np.stack([model_input.pixels for model_input in model_inputs])
             predictions = await loaded.batcher.predict(images)
             answers = [
@@ -194,23 +217,23 @@ class Handlers:
                 for row, model_input in enumerate(model_inputs)
             ]
             return respond_json(request, {"predictions": answers} | model_fields)
-        model_input = await _read_image(await read_body(request, self._settings), model)
+        read = partial(image_input.read_images, [body], model.image, max_pixels)
+        (model_input,) = await self._decode(read, quick=image_input.is_quick(body))
         predictions = await loaded.batcher.predict(model_input.pixels[None])
         answer = _describe(model, model_input, predictions, 0)
         if parse_qs(request.query).get("pixels") == ["true"]:
             answer["pixels"] = model_input.pixels.tolist()
         return respond_json(request, answer | model_fields)
 
+    async def _decode(self, function: partial[R], *, quick: bool) -> R:
+        """Return the result of a function: called here if it is quick, otherwise by the decoder."""
+        return function() if quick else await self._decoder.run(function)
+
     def _models(self) -> list[ModelManifest]:
         return [loaded.model for loaded in self._watcher.loaded]
 
     def _find_model(self, request: HttpRequest) -> LoadedModel:
         return self._watcher.find(request.model, request.version)
-
-
-async def _read_image(body: bytes, model: ModelManifest) -> PreparedImage:
-    # In a thread: decoding a large image file would block the event loop.
-    return await asyncio.to_thread(image_input.read_image, body, model.image)
 
 
 def _describe(

@@ -14,18 +14,20 @@ from pipeline.contract import INPUT, Predictions
 from pipeline.errors import DataError
 from pipeline.images.prepare import prepare_arrays
 from serving.errors import ImageInvalid, PayloadTooLarge, RequestInvalid
-from serving.protocol.image_input import read_image
+from serving.protocol.image_input import read_images
 from serving.protocol.types import Json
 from serving.protocol.v2_request import parse_json, pixels_from_json
 
 
-def parse_instances(body: bytes, model: ModelManifest, *, max_rows: int) -> UInt8Array:
+def parse_instances(
+    body: bytes, model: ModelManifest, *, max_rows: int, max_pixels: int
+) -> UInt8Array:
     """Return the images of a V1 request, uint8 (N, height, width).
 
     An instance is the pixels of an image, nested or flat, {"image": pixels}, or {"b64": ...} with a
     PNG, a JPEG or raw pixels in base64. Each is prepared as the model's dataset was. Raise
     RequestInvalid if the body is not such a request, PayloadTooLarge if it has more than `max_rows`
-    instances, and the errors of `read_image`.
+    instances, and the errors of `read_images`.
     """
     request = parse_json(body)
     instances = request.get("instances") if isinstance(request, dict) else None
@@ -36,7 +38,14 @@ def parse_instances(body: bytes, model: ModelManifest, *, max_rows: int) -> UInt
             f"The request has {len(instances)} instances, but at most {max_rows} are allowed. "
             "Send them in several requests."
         )
-    return np.stack([_instance_image(instance, model) for instance in instances])
+    encoded = [_decode_base64(instance["b64"]) for instance in filter(_is_encoded, instances)]
+    files = iter(read_images(encoded, model.image, max_pixels))
+    return np.stack(
+        [
+            next(files).pixels if _is_encoded(instance) else _instance_image(instance, model)
+            for instance in instances
+        ]
+    )
 
 
 def predictions_json(predictions: Predictions) -> Json:
@@ -50,11 +59,15 @@ def predictions_json(predictions: Predictions) -> Json:
     }
 
 
+def _is_encoded(instance: Any) -> bool:
+    """Return whether an instance is {"b64": text}."""
+    return (
+        isinstance(instance, dict) and len(instance) == 1 and isinstance(instance.get("b64"), str)
+    )
+
+
 def _instance_image(instance: Any, model: ModelManifest) -> UInt8Array:
     if isinstance(instance, dict):
-        encoded = instance.get("b64")
-        if isinstance(encoded, str) and len(instance) == 1:
-            return _decode_base64(encoded, model)
         if list(instance) != [INPUT]:
             raise RequestInvalid(
                 f'An instance has fields other than "{INPUT}" or "b64". Send one of these two.'
@@ -73,8 +86,8 @@ def _instance_image(instance: Any, model: ModelManifest) -> UInt8Array:
     return image
 
 
-def _decode_base64(encoded: str, model: ModelManifest) -> UInt8Array:
+def _decode_base64(encoded: str) -> bytes:
     try:
-        return read_image(base64.b64decode(encoded, validate=True), model.image).pixels
+        return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise RequestInvalid("An instance's b64 is not base64. Encode it again.") from None

@@ -81,7 +81,7 @@ def test_triton_finds_health_metadata_and_statistics(server: Server) -> None:
         assert client.is_model_ready("stripes", version)
         assert not client.is_model_ready("stripes", "0" * 12)
         assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
-        assert client.get_model_metadata("stripes")["versions"] == [version]
+        assert client.get_model_metadata("stripes")["versions"][0] == version
         assert client.get_model_config("stripes")["max_batch_size"] > 0
         assert client.get_model_repository_index()[0]["state"] == "READY"
         (stats,) = client.get_inference_statistics("stripes")["model_stats"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
 import zlib
 from collections.abc import AsyncIterator
 
+import httpx
 import numpy as np
 import pytest
 
 from pipeline.models.predictor import Predictor
 from serving.http.compression import negotiate
-from tests.serving.http.helpers import Client, error_message, infer_body, png
+from serving.http.routes import build_routes
+from serving.model.watcher import ModelWatcher
+from tests.serving.http.helpers import Client, error_message, infer_body, png, settings
 from tests.support.stripes_model import STRIPES, stripe
 
 GZIPPED = gzip.compress(b"{}", mtime=0)
@@ -30,6 +34,61 @@ def test_a_body_over_the_limit_is_refused_as_declared_and_as_streamed(
     for content in (bytes((1 << 20) + 1), endless()):
         message = error_message(client.post(path, content=content), 413)
         assert "larger than 1 MiB" in message
+
+
+def test_bodies_at_once_have_a_bound(watcher: ModelWatcher) -> None:
+    """Hold most of the memory by a body that does not end; others wait until it is gone."""
+
+    async def unfinished() -> AsyncIterator[bytes]:
+        yield bytes(900_000)
+        arrived.set()
+        await release.wait()
+
+    async def scenario() -> None:
+        app = build_routes(watcher, settings("unused").model_copy(update={"max_bodies_mib": 1}))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            first = asyncio.ensure_future(client.post("/predict", content=unfinished()))
+            await arrived.wait()
+            refused = await client.post("/predict", content=bytes(200_000))
+            assert "bodies of other requests" in error_message(refused, 503)
+            assert (await client.post("/predict", content=png(stripe(0)))).status_code == 200
+            release.set()
+            await first
+            later = await client.post("/predict", content=bytes(1 << 20))
+            assert "neither a PNG nor a JPEG" in error_message(later, 415)
+
+    arrived, release = asyncio.Event(), asyncio.Event()
+    asyncio.run(scenario())
+
+
+def test_a_body_that_does_not_arrive_in_time_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("serving.http.bodies.BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("serving.http.bodies.MIB_TIMEOUT_S", 0)
+    response = client.post("/predict", content=slow())
+    assert "did not arrive within" in error_message(response, 408)
+
+
+def test_large_json_gets_the_answers_of_binary_tensors(
+    client: Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process for large JSON."""
+    monkeypatch.setattr("serving.http.routes.QUICK_JSON_BYTES", 10)
+    images = np.random.default_rng(0).integers(0, 256, (16, *STRIPES.shape), np.uint8)
+    expected = predictor.predict(images).prediction.tolist()
+    answer = client.post("/v2/models/stripes/infer", json=infer_body(images)).json()
+    assert answer["outputs"][1]["data"] == expected
+    v1 = client.post("/v1/models/stripes:predict", json={"instances": images.tolist()}).json()
+    assert [row["prediction"] for row in v1["predictions"]] == expected
+    invalid = client.post("/v2/models/stripes/infer", json={"inputs": ["x" * 100]})
+    assert "Not an infer request" in error_message(invalid, 400)
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "abc", "99999999999999999999", "\u00b2", "3"])

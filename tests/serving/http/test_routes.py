@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.models.predictor import Predictor
 from serving.http.routes import build_routes
+from serving.model.watcher import ModelWatcher
 from tests.serving.http.helpers import (
     Client,
     error_message,
@@ -141,6 +142,23 @@ def test_several_images_are_files_of_a_form(client: Client) -> None:
         (False, False),
         (True, True),
     ]
+
+
+@pytest.mark.parametrize("kind", ["form", "file", "b64"])
+def test_the_pixels_of_a_request_have_a_bound(watcher: ModelWatcher, kind: str) -> None:
+    """Refuse before decoding: of the last image only the header is there."""
+    large = png(np.zeros((60, 100), np.uint8))
+    images = [large, large[:40]]
+    limits = settings("unused").model_copy(update={"max_request_pixels": 5_999})
+    client = Client(build_routes(watcher, limits))
+    if kind == "form":
+        response = client.post("/predict", files=[("image", image) for image in images])
+    elif kind == "file":
+        response = client.post("/predict", content=images[1])
+    else:
+        instances = [{"b64": base64.b64encode(image).decode()} for image in images]
+        response = client.post("/v1/models/stripes:predict", json={"instances": instances})
+    assert "but at most 5,999 are allowed" in error_message(response, 413)
 
 
 @pytest.mark.parametrize(
