@@ -93,6 +93,8 @@ def ingress_environment(
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": metrics,
         "RAY_SERVE_HAPROXY_STATS_PORT": stats,
+        # By default 2 GiB, which are received before a replica sees the key.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(max_body_bytes),
     }
     for name in required:
         if not is_known(name):

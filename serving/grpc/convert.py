@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.protocol.v2_request import InputTensor, RequestBody, RequestedOutput
+from pydantic import ValidationError
+
+from serving.protocol.v2_request import (
+    InputTensor,
+    RequestBody,
+    RequestedOutput,
+    not_a_request,
+)
 
 
 def to_request_body(message: Any) -> RequestBody:
     """Return a ModelInferRequest as the body of a REST request.
 
-    Raw contents become binary tensors: the body has their sizes, and the caller their bytes.
+    Raw contents become binary tensors: the body has their sizes, and the caller their bytes. Raise
+    RequestInvalid if a parameter is not one of JSON, such as NaN.
     """
+    try:
+        return _convert(message)
+    except ValidationError as error:
+        raise not_a_request(error) from None
+
+
+def _convert(message: Any) -> RequestBody:
     raw_sizes = [len(content) for content in message.raw_input_contents]
     inputs = []
     for index, tensor in enumerate(message.inputs):

@@ -2,60 +2,101 @@
 
 A request's tensors are raw or typed contents; a reply's are always raw contents.
 
-To add a method: write it in InferenceService under the name in the protocol, with `@_method`.
+To add a method: write it in InferenceService under the name in the protocol, with `@_method`, and
+list it in METHODS.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any, TypeAlias
 
 import grpc
 import open_inference.grpc.protocol as pb
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from ray.serve.grpc_util import RayServegRPCContext
 
 from serving import keys
 from serving.config import AppSettings
-from serving.errors import RequestError, Unauthorized
+from serving.errors import RequestError, RequestInvalid, Unauthorized
 from serving.grpc.convert import to_request_body
 from serving.model.watcher import ModelWatcher
 from serving.protocol import v2_metadata
 from serving.protocol.v2_request import check_request
 from serving.protocol.v2_response import output_tensor, to_bytes
 
-SERVICER = "open_inference.grpc.service.add_GRPCInferenceServiceServicer_to_server"
+SERVICER = "serving.grpc.service.add_servicer"
 """The entry of Ray Serve's option `grpc_servicer_functions`."""
+
+SERVICE = "inference.GRPCInferenceService"
+
+METHODS = (
+    "ServerLive",
+    "ServerReady",
+    "ServerMetadata",
+    "ModelReady",
+    "ModelMetadata",
+    "ModelInfer",
+)
 
 PUBLIC_METHODS = {"ServerLive", "ServerReady"}
 """Methods that need no API key."""
 
 Handler: TypeAlias = Callable[["InferenceService", Any], Awaitable[Any]]
 
-Method: TypeAlias = Callable[["InferenceService", Any, RayServegRPCContext], Awaitable[Any]]
+Method: TypeAlias = Callable[["InferenceService", bytes, RayServegRPCContext], Awaitable[Any]]
+
+
+def add_servicer(servicer: Any, server: grpc.Server) -> None:
+    """Add the service to a server, without parsing of requests: a method does that itself.
+
+    So nothing is parsed of a call without a valid API key.
+    """
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
 def _method(handler: Handler) -> Method:
-    """Return a gRPC method that authenticates, and answers a RequestError by its gRPC code."""
+    """Return a gRPC method that authenticates, parses the request, and answers errors by a code.
+
+    It returns an empty message with the code. If it raised, Ray would log each refusal.
+    """
+    request_type = getattr(pb, f"{handler.__name__}Request")
 
     @wraps(handler)
     async def method(
-        self: InferenceService, request: Any, grpc_context: RayServegRPCContext
+        self: InferenceService, request: bytes, grpc_context: RayServegRPCContext
     ) -> Any:
         try:
             if handler.__name__ not in PUBLIC_METHODS:
                 self._authenticate(grpc_context)
-            return await handler(self, request)
+            return await handler(self, _parse(request_type, request))
         except RequestError as error:
             self.watcher.current.batcher.statistics.errors[type(error).__name__] += 1
-            grpc_context.set_code(grpc.StatusCode[error.grpc_code])
-            grpc_context.set_details(str(error))
-            raise
+            code, message = grpc.StatusCode[error.grpc_code], str(error)
+        except Exception:
+            logging.getLogger(__name__).exception("a gRPC request failed")
+            code = grpc.StatusCode.INTERNAL
+            message = "The server failed on this request. Its log says why."
+        grpc_context.set_code(code)
+        grpc_context.set_details(message)
+        return pb.ServerLiveResponse()
 
     # Ray passes grpc_context if the signature has it; inspect would follow __wrapped__ to the
     # handler's signature, which lacks it.
     del method.__wrapped__
     return method
+
+
+def _parse(request_type: Any, request: bytes) -> Any:
+    try:
+        return request_type.FromString(request)
+    except DecodeError:
+        raise RequestInvalid(f"The message is not a {request_type.__name__}.") from None
 
 
 class InferenceService:

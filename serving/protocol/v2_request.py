@@ -171,13 +171,18 @@ def _parse_body(json_part: bytes) -> RequestBody:
     try:
         return RequestBody.model_validate(parse_json(json_part))
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, problem["loc"]))
-        reason = problem["msg"].lower()
-        raise RequestInvalid(
-            f"Not an infer request: {safe_repr(field) if field else 'the body'}: {reason}. "
-            'Send {"inputs": [{"name", "shape", "datatype", "data"}]}.'
-        ) from None
+        raise not_a_request(error) from None
+
+
+def not_a_request(error: ValidationError) -> RequestInvalid:
+    """Return the error that tells the first of what was wrong."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, problem["loc"]))
+    reason = problem["msg"].lower()
+    return RequestInvalid(
+        f"Not an infer request: {safe_repr(field) if field else 'the body'}: {reason}. "
+        'Send {"inputs": [{"name", "shape", "datatype", "data"}]}.'
+    )
 
 
 def _check_shape(shape: list[int], image: tuple[int, int], *, max_rows: int) -> None:
