@@ -131,8 +131,8 @@ def _constants() -> str:
 class BypassProxyHandling:
     """ASGI middleware that hands a request straight to the routes, past Ray's own handling.
 
-    Ray's handling takes as long as the routes do. The routes bound what waits and count requests;
-    they do not see that a client has left. Speed only: without it every route answers the same.
+    Ray's handling takes as long as the routes do. The routes bound what waits, count requests, and
+    cancel those whose client has left. Speed only: without it every route answers the same.
     """
 
     routes: ClassVar[ASGIApp | None] = None

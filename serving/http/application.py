@@ -34,6 +34,9 @@ from serving.model.watcher import ModelWatcher
 OVERLOADED_DELAY_S = 0.25
 """Delay of the answer to a request that the full queue refuses, in seconds."""
 
+WATCH_S = 0.05
+"""Time for an answer before it is watched whether the client leaves."""
+
 RESTART_S = 1.0
 """Time after which a background task that failed starts again."""
 
@@ -73,6 +76,38 @@ class RequestMemory:
         self.taken = 0
 
 
+class ClientWatch:
+    """Cancels a request when its client leaves, so that nothing more is computed for it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._request = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.left = False
+
+    def start(self) -> None:
+        """Watch from WATCH_S on, after the body was read: most requests are answered earlier."""
+        self._timer = asyncio.get_running_loop().call_later(WATCH_S, self._begin)
+
+    def stop(self) -> None:
+        """End the watch."""
+        if self._timer:
+            self._timer.cancel()
+        if self._task:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        if self._request:
+            self._request.cancel()
+
+
 @dataclass(frozen=True)
 class HttpRequest:
     """A request: its headers, by lower-case name, and the model and version in its address.
@@ -84,6 +119,7 @@ class HttpRequest:
     query: str
     receive: Receive
     memory: RequestMemory
+    client: ClientWatch
     model: str
     version: str
 
@@ -161,13 +197,14 @@ class Application:
     async def _respond(
         self, scope: Scope, headers: Mapping[str, str], receive: Receive
     ) -> HttpResponse:
-        memory = RequestMemory(self._memory)
+        memory, client = RequestMemory(self._memory), ClientWatch(receive)
         try:
             if self._digests and scope["path"] not in self._public_paths:
                 self._authenticate(headers)
             handler, model, version = self._find_handler(scope["method"], scope["path"])
             query = scope["query_string"].decode("latin-1")
-            return await handler(HttpRequest(headers, query, receive, memory, model, version))
+            request = HttpRequest(headers, query, receive, memory, client, model, version)
+            return await handler(request)
         except RequestError as error:
             self._watcher.current.batcher.statistics.errors[type(error).__name__] += 1
             if isinstance(error, Overloaded):
@@ -176,11 +213,17 @@ class Application:
             return _error_response(error.status, str(error), error.headers)
         except ClientDisconnect:
             return _error_response(400, "The client disconnected before its request was complete.")
+        except asyncio.CancelledError:
+            if not client.left:
+                raise
+            # Nobody reads this.
+            return _error_response(499, "The client disconnected before it was answered.")
         except Exception:
             request_id = safe_repr(headers.get("x-request-id", ""))
             logging.getLogger(__name__).exception("request %s failed", request_id)
             return _error_response(500, "The server failed on this request. Its log says why.")
         finally:
+            client.stop()
             memory.release()
 
     def _authenticate(self, headers: Mapping[str, str]) -> None:

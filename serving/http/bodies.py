@@ -35,7 +35,7 @@ LENGTH_DIGITS = 20
 
 
 async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
-    """Return the decompressed body.
+    """Return the decompressed body; from then on, the request is cancelled if its client leaves.
 
     Raise PayloadTooLarge as soon as the declared length, the bytes received or the decompressed
     bytes exceed `max_body_bytes`; nothing is read after that. Raise Overloaded if the bodies of
@@ -56,6 +56,7 @@ async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
         raise BodyTimeout(
             f"The body did not arrive within {timeout_s:.0f} s. Send it again, in smaller parts."
         ) from None
+    request.client.start()
     encoding = request.headers.get("content-encoding", "identity")
     if encoding == "identity":
         return body

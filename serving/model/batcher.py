@@ -101,9 +101,8 @@ class Batcher:
     async def predict(self, images: UInt8Array) -> Predictions:
         """Return the predictions of these rows, N >= 1, in order.
 
-        Raise Overloaded if the queue is full. If the calling task is cancelled, rows that still
-        wait are dropped. Under `python -m serving` nothing cancels that task when a client
-        disconnects, so the rows of an abandoned request are computed all the same.
+        Raise Overloaded if the queue is full. If the calling task is cancelled, as it is when the
+        client leaves, rows that still wait are dropped.
         """
         self.require_room(len(images))
         self._waiting_rows += len(images)

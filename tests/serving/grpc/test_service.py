@@ -21,7 +21,7 @@ from tests.support.stripes_model import publish, stripe
 
 
 class Context:
-    """What Ray Serve passes as grpc_context."""
+    """The context of a call, as Ray Serve passes it."""
 
     def __init__(self, **metadata: str) -> None:
         self._metadata = metadata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ from tests.serving.http.helpers import (
     settings,
 )
 from tests.support.stripes_model import STRIPES, stripe
+
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v2/models/stripes/infer",
+    "query_string": b"",
+}
 
 
 @pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/stripes/ready"])
@@ -163,6 +171,53 @@ def test_only_health_and_the_page_need_no_key(watcher: ModelWatcher) -> None:
     assert {response.headers["www-authenticate"] for response in responses} == {"Bearer"}
     for headers in ({"Authorization": "Bearer one"}, {"X-API-Key": "two"}):
         assert client.request("GET", "/v2/models/stripes", headers=headers).status_code == 200
+
+
+def test_rows_of_a_client_that_left_are_not_computed(
+    watcher: ModelWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests wait for a busy model; the client of the first leaves."""
+
+    def predict(images: UInt8Array) -> Predictions:
+        calls.append(len(images))
+        assert gate.wait(10)
+        return watcher.current.predictor.predict(images)
+
+    async def request(rows: int, left: asyncio.Event) -> int:
+        body = np.zeros((rows, *STRIPES.shape), np.uint8).tobytes()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status", 0))
+
+        statuses = list[int]()
+        await app({**SCOPE, "headers": [(b"inference-header-content-length", b"0")]}, receive, send)
+        return statuses[0]
+
+    async def scenario() -> None:
+        leaves, stays = asyncio.Event(), asyncio.Event()
+        first = asyncio.ensure_future(request(1, stays))
+        while not calls:
+            await asyncio.sleep(0.01)
+        second, third = (asyncio.ensure_future(request(n, e)) for n, e in ((2, leaves), (3, stays)))
+        leaves.set()
+        assert await second == 499
+        gate.set()
+        assert (await first, await third) == (200, 200)
+
+    monkeypatch.setattr("serving.http.application.WATCH_S", 0.01)
+    calls, gate = list[int](), threading.Event()
+    batcher = Batcher(predict, max_batch_rows=8, max_queue_rows=16, inline_rows=0)
+    monkeypatch.setattr(watcher, "current", LoadedModel(watcher.current.predictor, batcher))
+    app = build_routes(watcher, settings("unused"))
+    asyncio.run(scenario())
+    assert calls == [1, 3]
 
 
 def test_a_header_that_is_sent_twice_is_a_list(client: Client) -> None:
