@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "PIPELINE_ROOT": "Storage root of every stage and of the server, if `--root` is not given.",
     "PIPELINE_MODEL": "Model of the server, if `--model` is not given.",
     "PIPELINE_API_KEYS": "Digests of the server's API keys, separated by spaces.",
+    "PIPELINE_API_KEY": "Key that `promote --server` sends to the server.",
     "PIPELINE_RAY_HOOKS": (
         "`off` leaves out the hooks for speed into Ray's private parts. See "
         "[how it works](../how-it-works.md#private-parts-of-ray)."
@@ -54,6 +55,10 @@ ENVIRONMENT = {
         "Proxies of downloads, in small or capital letters. Loopback is always asked directly."
     ),
     "ORT_DISABLE_TELEMETRY": "Set to 1 if it is not set: onnxruntime sends no usage statistics.",
+    "RAY_grpc_client_keepalive_timeout_ms": (
+        "Set to 30000 by `python -m pipeline` if it is not set: Ray closes a connection whose other "
+        "end is silent for so long."
+    ),
     "RAY_USAGE_STATS_ENABLED": "Set to 0 if it is not set: Ray sends no usage statistics.",
 }
 

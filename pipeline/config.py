@@ -131,6 +131,9 @@ class Promote(Stage):
     """Model version to promote: NAME/VERSION."""
     alias: str = "production"
     """Alias to point at it."""
+    server: str | None = None
+    """Address of a server that follows the alias, such as http://127.0.0.1:8000: wait until it
+    answers by this version. Its API key is read from PIPELINE_API_KEY."""
 
 
 class Score(RayStage):

@@ -27,7 +27,7 @@ LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
 @serve.ingress()
 class ModelServer(InferenceService):
-    """A replica: it serves one model version with one thread."""
+    """A replica: it serves the version of an alias, on one device."""
 
     def __init__(self, settings: AppSettings, image: ImageSpec) -> None:
         self.settings = settings
@@ -49,7 +49,10 @@ def build_app(settings: AppSettings) -> Application:
     settings, image = checked(settings)
     deployment = serve.deployment(
         num_replicas=settings.num_replicas,
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={
+            "num_cpus": settings.num_threads,
+            "num_gpus": int(settings.device == "cuda"),
+        },
         # Every request has at least one row, so the batcher's bound, which answers in the words of
         # the protocol, is reached before Serve's.
         max_ongoing_requests=settings.max_queue_rows + settings.max_batch_rows + 1,

@@ -76,7 +76,12 @@ def _serve(settings: AppSettings, host: str, port: int, grpc_port: int | None) -
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with connection.connected():
-        require_workers(settings.num_replicas, wait_s=CPUS_TIMEOUT_S)
+        require_workers(
+            settings.num_replicas,
+            cpus=settings.num_threads,
+            gpus=int(settings.device == "cuda"),
+            wait_s=CPUS_TIMEOUT_S,
+        )
         if serve.status().proxies:
             raise SettingError(
                 "The Ray cluster at RAY_ADDRESS already runs Serve. Use serve deploy "

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pipeline.artifacts.registry import find_model
 from pipeline.artifacts.storage import Storage
 from pipeline.contract import ImageSpec
-from pipeline.models.predictor import Predictor
+from pipeline.models.predictor import Device, Predictor
 from pipeline.process.addresses import is_loopback
 from pipeline.settings import Settings
 from serving.keys import DIGEST
@@ -27,9 +27,16 @@ class AppSettings(Settings):
     model: str = Field(default_factory=lambda: os.environ.get("PIPELINE_MODEL", "mnist/production"))
     """Model: NAME/VERSION or NAME/ALIAS (env: PIPELINE_MODEL)."""
     num_replicas: int = Field(default=1, ge=1)
-    """Replicas of the model; each takes one CPU."""
+    """Replicas of the model; each takes --num-threads CPUs, and with --device cuda one GPU."""
+    device: Device = "cpu"
+    """Device of the model. Nothing falls back to another."""
+    num_threads: int = Field(default=1, ge=1)
+    """Threads of a call of the model."""
     max_batch_rows: int = Field(default=1024, ge=1)
     """Maximum number of images per call of the model; waiting requests are batched up to it."""
+    max_inline_rows: int = Field(default=16, ge=0)
+    """Maximum number of images that the model predicts in the event loop: so many that it takes
+    less time than to hand them to a thread."""
     max_request_rows: int = Field(default=4096, ge=1)
     """Maximum number of images per request."""
     max_request_pixels: int = Field(default=1 << 25, ge=1)

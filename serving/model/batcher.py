@@ -23,9 +23,6 @@ from pipeline.contract import Predictions, concat_predictions
 from serving.errors import Overloaded
 from serving.model.statistics import Statistics
 
-INLINE_ROWS = 16
-"""Rows that the model predicts in less time than it takes to hand them to a thread."""
-
 
 @dataclass(eq=False)
 class _Request:
@@ -65,7 +62,7 @@ class Batcher:
         *,
         max_batch_rows: int,
         max_queue_rows: int,
-        inline_rows: int = INLINE_ROWS,
+        inline_rows: int,
     ) -> None:
         """Run batches of at most `inline_rows` in the event loop, and larger ones in a thread."""
         self._model = model

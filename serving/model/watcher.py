@@ -216,11 +216,17 @@ class ModelWatcher:
                 f"Model {model.ref} has another image size or other classes than what is served. "
                 "Serve it under a different name."
             )
-        predictor = Predictor(self._storage, model)
+        predictor = Predictor(
+            self._storage,
+            model,
+            device=self._settings.device,
+            num_threads=self._settings.num_threads,
+        )
         self_test(predictor)
         batcher = Batcher(
             predictor.predict,
             max_batch_rows=self._settings.max_batch_rows,
+            inline_rows=self._settings.max_inline_rows,
             max_queue_rows=self._settings.max_queue_rows,
         )
         return LoadedModel(predictor, batcher)

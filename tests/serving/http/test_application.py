@@ -114,7 +114,7 @@ def test_each_error_has_its_status(
 def test_an_overloaded_server_asks_clients_to_retry(tmp_path: Path, raw: bool) -> None:
     watcher = publish_and_watch(str(tmp_path))
     predictor = watcher.current.predictor
-    batcher = Batcher(predictor.predict, max_batch_rows=4, max_queue_rows=2)
+    batcher = Batcher(predictor.predict, max_batch_rows=4, max_queue_rows=2, inline_rows=16)
     watcher.current = LoadedModel(predictor, batcher)
     client = Client(build_routes(watcher, settings("unused")))
     images = np.zeros((3, *STRIPES.shape), np.uint8)
@@ -143,7 +143,7 @@ def test_a_bug_shows_clients_no_details(tmp_path: Path) -> None:
         raise OSError("/srv/secret/model.onnx")
 
     watcher = publish_and_watch(str(tmp_path))
-    batcher = Batcher(broken, max_batch_rows=4, max_queue_rows=16)
+    batcher = Batcher(broken, max_batch_rows=4, max_queue_rows=16, inline_rows=16)
     watcher.current = LoadedModel(watcher.current.predictor, batcher)
     client = Client(build_routes(watcher, settings("unused")))
     assert "secret" not in error_message(client.post("/predict", content=png(stripe(0))), 500)

@@ -43,9 +43,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     versions = list[str]()
 
     class Recorded(Predictor):
-        def __init__(self, storage: Storage, model: ModelManifest) -> None:
+        def __init__(self, storage: Storage, model: ModelManifest, **options: Any) -> None:
             versions.append(model.version)
-            super().__init__(storage, model)
+            super().__init__(storage, model, **options)
 
     monkeypatch.setattr("serving.model.watcher.Predictor", Recorded)
     return versions
