@@ -56,8 +56,8 @@ ENVIRONMENT = {
     ),
     "ORT_DISABLE_TELEMETRY": "Set to 1 if it is not set: onnxruntime sends no usage statistics.",
     "RAY_grpc_client_keepalive_timeout_ms": (
-        "Set to 30000 by `python -m pipeline` if it is not set: Ray closes a connection whose other "
-        "end is silent for so long."
+        "Set to 30000 by `python -m pipeline` if it is not set: Ray closes a connection whose "
+        "other end is silent for so long."
     ),
     "RAY_USAGE_STATS_ENABLED": "Set to 0 if it is not set: Ray sends no usage statistics.",
 }
