@@ -1,4 +1,4 @@
-"""The methods of GRPCInferenceService (V2), which Ray Serve's gRPC ingress calls by name.
+"""The methods of GRPCInferenceService (V2) and Health, which Ray Serve's ingress calls by name.
 
 A request's tensors are raw or typed contents; a reply's are always raw contents.
 
@@ -16,11 +16,19 @@ from typing import Any, TypeAlias
 import grpc
 import open_inference.grpc.protocol as pb
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from ray.serve.grpc_util import RayServegRPCContext
 
 from serving import keys
 from serving.config import AppSettings
-from serving.errors import RequestError, RequestInvalid, Unauthorized
+from serving.errors import (
+    ModelUnknown,
+    NotReady,
+    RequestError,
+    RequestInvalid,
+    Unauthorized,
+    safe_repr,
+)
 from serving.grpc.convert import to_request_body
 from serving.model.watcher import ModelWatcher
 from serving.protocol import v2_metadata
@@ -32,16 +40,24 @@ SERVICER = "serving.grpc.service.add_servicer"
 
 SERVICE = "inference.GRPCInferenceService"
 
-METHODS = (
-    "ServerLive",
-    "ServerReady",
-    "ServerMetadata",
-    "ModelReady",
-    "ModelMetadata",
-    "ModelInfer",
-)
+HEALTH = "grpc.health.v1.Health"
 
-PUBLIC_METHODS = {"ServerLive", "ServerReady"}
+METHODS = {
+    SERVICE: {
+        "ServerLive": pb.ServerLiveRequest,
+        "ServerReady": pb.ServerReadyRequest,
+        "ServerMetadata": pb.ServerMetadataRequest,
+        "ModelReady": pb.ModelReadyRequest,
+        "ModelMetadata": pb.ModelMetadataRequest,
+        "ModelInfer": pb.ModelInferRequest,
+    },
+    HEALTH: {"Check": HealthCheckRequest},
+}
+"""The requests of the methods of each service."""
+
+REQUESTS = {name: request for methods in METHODS.values() for name, request in methods.items()}
+
+PUBLIC_METHODS = {"ServerLive", "ServerReady", "Check"}
 """Methods that need no API key."""
 
 Handler: TypeAlias = Callable[["InferenceService", Any], Awaitable[Any]]
@@ -50,14 +66,16 @@ Method: TypeAlias = Callable[["InferenceService", bytes, RayServegRPCContext], A
 
 
 def add_servicer(servicer: Any, server: grpc.Server) -> None:
-    """Add the service to a server, without parsing of requests: a method does that itself.
+    """Add the services to a server, without parsing of requests: a method does that itself.
 
     So nothing is parsed of a call without a valid API key.
     """
-    handlers = {
-        name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in METHODS
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    for service, methods in METHODS.items():
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(getattr(servicer, name)) for name in methods
+        }
+        handler = grpc.method_handlers_generic_handler(service, handlers)
+        server.add_generic_rpc_handlers((handler,))
 
 
 def _method(handler: Handler) -> Method:
@@ -65,7 +83,7 @@ def _method(handler: Handler) -> Method:
 
     It returns an empty message with the code. If it raised, Ray would log each refusal.
     """
-    request_type = getattr(pb, f"{handler.__name__}Request")
+    request_type = REQUESTS[handler.__name__]
 
     @wraps(handler)
     async def method(
@@ -113,6 +131,16 @@ class InferenceService:
     async def ServerReady(self, request: Any) -> Any:
         self.watcher.require_ready()
         return pb.ServerReadyResponse(ready=True)
+
+    @_method
+    async def Check(self, request: Any) -> Any:
+        if request.service not in ("", *METHODS):
+            raise ModelUnknown(f"The server has no service {safe_repr(request.service)}.")
+        try:
+            self.watcher.require_ready()
+        except NotReady:
+            return HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
+        return HealthCheckResponse(status=HealthCheckResponse.SERVING)
 
     @_method
     async def ServerMetadata(self, request: Any) -> Any:

@@ -11,10 +11,11 @@ import grpc
 import numpy as np
 import open_inference.grpc.protocol as pb
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from pipeline.artifacts.storage import Storage
 from serving.config import AppSettings
-from serving.grpc.service import METHODS, InferenceService
+from serving.grpc.service import HEALTH, PUBLIC_METHODS, REQUESTS, SERVICE, InferenceService
 from serving.keys import digest
 from serving.model.watcher import ModelWatcher
 from tests.support.stripes_model import publish, stripe
@@ -61,8 +62,7 @@ def infer_request(**fields: Any) -> Any:
 
 
 def test_every_method_of_the_protocol_is_listed() -> None:
-    assert all(hasattr(pb, f"{name}Request") for name in METHODS)
-    assert {name for name in vars(InferenceService) if name[0].isupper()} == set(METHODS)
+    assert {name for name in vars(InferenceService) if name[0].isupper()} == set(REQUESTS)
 
 
 def test_a_request_is_answered(service: InferenceService) -> None:
@@ -72,12 +72,29 @@ def test_a_request_is_answered(service: InferenceService) -> None:
     assert np.frombuffer(reply.raw_output_contents[1], np.int64).tolist() == [1]
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS} - {"ServerLive", "ServerReady"}))
+@pytest.mark.parametrize("name", sorted({*REQUESTS} - PUBLIC_METHODS))
 def test_nothing_is_parsed_without_a_key(service: InferenceService, name: str) -> None:
     context = Context()
     reply = call(service, name, b"\xff not a message", context)
     assert context.code == grpc.StatusCode.UNAUTHENTICATED
     assert reply.SerializeToString() == b""
+
+
+@pytest.mark.parametrize("name", ["", SERVICE, HEALTH])
+def test_a_probe_learns_whether_the_server_is_ready(service: InferenceService, name: str) -> None:
+    request = HealthCheckRequest(service=name).SerializeToString()
+    reply = call(service, "Check", request, Context())
+    assert reply.status == HealthCheckResponse.SERVING
+    service.watcher._ready = None
+    service.watcher.current.predictor.predict = lambda images: None  # type: ignore[assignment, return-value, method-assign]
+    reply = call(service, "Check", request, Context())
+    assert reply.status == HealthCheckResponse.NOT_SERVING
+
+
+def test_a_probe_of_another_service_is_not_found(service: InferenceService) -> None:
+    context = Context()
+    call(service, "Check", HealthCheckRequest(service="other").SerializeToString(), context)
+    assert context.code == grpc.StatusCode.NOT_FOUND
 
 
 def not_a_number() -> bytes:
