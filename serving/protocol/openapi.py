@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.artifacts.manifests import ModelManifest
-from pipeline.contract import INPUT, PIXEL_MAX, ImageSpec
+from pipeline.contract import INPUT, PIXEL_MAX, PREDICTION, PROBABILITIES, ImageSpec
 from serving.protocol.types import Json
 from serving.protocol.v2_metadata import SERVER
 
@@ -30,6 +30,14 @@ ERROR_DESCRIPTIONS = {
 
 BODY_ERRORS = (400, 408, 413, 415, 503)
 """Statuses of every operation that has a body."""
+
+PARAMETERS: Json = {
+    "parameters": {
+        "type": ["object", "null"],
+        "additionalProperties": {"type": ["boolean", "number", "string"]},
+    }
+}
+"""Parameters of a request, an input or an output."""
 
 MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 
@@ -142,9 +150,12 @@ def _v2_request(image: ImageSpec) -> Json:
         "shape": {"const": [1, *image.shape]},
         "data": _pixels(image),
     }
-    request = _object({"inputs": {"type": "array", "items": _object(tensor), **_length(1)}})
-    request["properties"]["id"] = {"type": ["string", "null"]}
-    return request
+    inputs = {"type": "array", "items": _open(tensor, PARAMETERS), **_length(1)}
+    names = {"name": {"enum": [PROBABILITIES, PREDICTION]}}
+    outputs = {"type": ["array", "null"], "items": _open(names, PARAMETERS)}
+    text = {"type": ["string", "null"]}
+    optional = {"id": text, "model_name": text, "model_version": text, "outputs": outputs}
+    return _open({"inputs": inputs}, PARAMETERS | optional)
 
 
 def _v1_request(image: ImageSpec) -> Json:
@@ -180,6 +191,12 @@ def _object(properties: dict[str, Any]) -> Json:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def _open(required: dict[str, Any], optional: dict[str, Any]) -> Json:
+    """Return an object that may have other properties, which are ignored."""
+    schema = _object(required) | {"additionalProperties": True}
+    return schema | {"properties": required | optional}
 
 
 def _any_object() -> Json:

@@ -7,8 +7,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from pipeline.models.predictor import Predictor
 from serving import keys
@@ -55,6 +58,21 @@ def test_a_foreign_client_gets_the_expected_predictions(
         text=True,
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_a_probe_asks_whether_grpc_is_healthy(server: Server) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        reply = HealthStub(channel).Check(HealthCheckRequest(), timeout=10)
+    assert reply.status == HealthCheckResponse.SERVING
+
+
+def test_a_grpc_message_has_the_bound_of_a_body(server: Server) -> None:
+    """Send more than it without a key: the message is not even received."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            infer(bytes(17 << 20), timeout=20)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_the_server_matches_its_openapi_document(server: Server) -> None:
