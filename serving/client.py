@@ -82,7 +82,8 @@ class _BaseClient:
             api_key: Key to send, if the server requires one.
             max_rows: Maximum number of images per request.
             timeout_s: Seconds to wait for a connection, and for each read and write, per attempt.
-            deadline_s: Seconds for a call of `predict`, with all its requests and attempts.
+            deadline_s: Seconds for a call of `predict`: after them no attempt begins, and a read
+                or write that is under way has that time once more at most.
             attempts: Maximum number of times that a request is sent.
         """
         path = f"/v2/models/{quote(model, safe='')}"
@@ -127,11 +128,17 @@ class _BaseClient:
                 "headers": {JSON_LENGTH: str(len(json_part))},
             }
 
-    def _timeout(self, deadline: float) -> float:
-        """Return the timeout of an attempt. Raise ServerError if the deadline has passed."""
+    def _timeout(self, deadline: float, outcome: Outcome | None) -> float:
+        """Return the timeout of an attempt. Raise ServerError if the deadline has passed.
+
+        `outcome` is that of the attempt before.
+        """
         left = deadline - time.monotonic()
         if left <= 0:
-            raise ServerError(f"The server did not answer within {self._deadline_s:g} s.")
+            late = f"The server did not answer within {self._deadline_s:g} s."
+            if isinstance(outcome, httpx.Response):
+                raise ServerError(f"{late} {_error_message(outcome)}", outcome.status_code)
+            raise ServerError(late)
         return min(self._timeout_s, left)
 
     def _retry_delay(self, attempt: int, outcome: Outcome) -> float | None:
@@ -213,17 +220,18 @@ class Client(_BaseClient):
 
     def _send(self, request: dict[str, Any], deadline: float) -> Outcome:
         attempt = 0
+        outcome: Outcome | None = None
         while True:
             attempt += 1
-            timeout = self._timeout(deadline)
+            timeout = self._timeout(deadline, outcome)
             try:
-                outcome: Outcome = self._http.request(**request, timeout=timeout)
+                outcome = self._http.request(**request, timeout=timeout)
             except httpx.TransportError as error:
                 outcome = error
             delay = self._retry_delay(attempt, outcome)
             if delay is None:
                 return outcome
-            time.sleep(delay)
+            time.sleep(min(delay, max(0.0, deadline - time.monotonic())))
 
 
 class AsyncClient(_BaseClient):
@@ -279,14 +287,15 @@ class AsyncClient(_BaseClient):
 
     async def _send(self, request: dict[str, Any], deadline: float) -> Outcome:
         attempt = 0
+        outcome: Outcome | None = None
         while True:
             attempt += 1
-            timeout = self._timeout(deadline)
+            timeout = self._timeout(deadline, outcome)
             try:
-                outcome: Outcome = await self._http.request(**request, timeout=timeout)
+                outcome = await self._http.request(**request, timeout=timeout)
             except httpx.TransportError as error:
                 outcome = error
             delay = self._retry_delay(attempt, outcome)
             if delay is None:
                 return outcome
-            await asyncio.sleep(delay)
+            await asyncio.sleep(min(delay, max(0.0, deadline - time.monotonic())))

@@ -104,6 +104,9 @@ def decode_grayscale(data: bytes, *, colour: bool = True, enough: int | None = N
             _check_checksums(data)
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(image.size)
+            if kind == "PNG" and image.size != (width, height):
+                # Pillow takes the last of several headers, but bounds were checked by the first.
+                raise ValueError("it has two headers")
             if enough:
                 image.draft(None, (enough, enough))
             pixels = _to_grayscale(image, colour=colour)

@@ -24,7 +24,13 @@ KEY_ENV = "PIPELINE_API_KEY"
 SERVED_S = 60
 """Time for a server to load a version."""
 
-POLL_S = 0.5
+SEEN_S = 3
+"""Time for a server to look at an alias and its files."""
+
+ANSWERS = 5
+"""Answers in a row that must be by the version, as each may be of another replica."""
+
+POLL_S = 0.2
 
 
 @measured
@@ -45,22 +51,25 @@ def promote(settings: Promote) -> str:
 
 
 def _wait_until_served(server: str, name: str, version: str) -> None:
-    """Ask a server until it answers by this version, or refuses it."""
-    deadline = time.monotonic() + SERVED_S
+    """Ask a server until it answers by this version several times in a row, or refuses it."""
+    started, in_a_row = time.monotonic(), 0
     while True:
-        answer = _ask(server, name)
-        if answer.get("version") == version:
+        answer, waited_s = _ask(server, name), time.monotonic() - started
+        in_a_row = in_a_row + 1 if answer.get("version") == version else 0
+        if in_a_row == ANSWERS:
             return
         refused = answer.get("refused", {})
-        if refused.get("version") == version:
+        # What it refused before may have been repaired, which it sees within a second.
+        if refused.get("version") == version and waited_s > SEEN_S:
             raise ModelRejected(
                 f"The server at {server} refuses {name}/{version}, and goes on with "
                 f"{answer['version']}: {refused['reason']}"
             )
-        if time.monotonic() > deadline:
+        if waited_s > SERVED_S:
+            answers = f"by {answer['version']}" if "version" in answer else answer.get("error")
             raise ResourcesMissing(
-                f"The server at {server} answers by {answer.get('version', 'no version')} after "
-                f"{SERVED_S} s, and not by {version}. Does it follow this alias and storage root?"
+                f"The server at {server} does not answer by {version} after {SERVED_S} s, but "
+                f"{answers}. Does it follow this alias and storage root?"
             )
         time.sleep(POLL_S)
 
@@ -75,7 +84,9 @@ def _ask(server: str, name: str) -> dict[str, Any]:
             headers=headers,
             trust_env=not is_loopback(httpx.URL(server).host),
         )
-        answer: dict[str, Any] = reply.json()
+        answer: Any = reply.json()
+        if not isinstance(answer, dict):
+            raise ValueError("it is not a server of this project")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ResourcesMissing(
             f"The server at {server} does not answer: {error}. Give its address, such as "

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from serving.errors import RequestInvalid
 from serving.protocol.v2_request import (
     InputTensor,
     RequestBody,
@@ -13,13 +14,24 @@ from serving.protocol.v2_request import (
     not_a_request,
 )
 
+MAX_PARTS = 64
+"""Inputs, outputs and parameters of a request. Each takes some microseconds of the event loop."""
+
 
 def to_request_body(message: Any) -> RequestBody:
     """Return a ModelInferRequest as the body of a REST request.
 
     Raw contents become binary tensors: the body has their sizes, and the caller their bytes. Raise
-    RequestInvalid if a parameter is not one of JSON, such as NaN.
+    RequestInvalid if there is too much of anything, or if a parameter is not one of JSON, such as
+    NaN.
     """
+    parts = message.inputs, message.outputs, message.raw_input_contents, message.parameters
+    tensors = (*message.inputs[:MAX_PARTS], *message.outputs[:MAX_PARTS])
+    if max(map(len, (*parts, *(tensor.parameters for tensor in tensors)))) > MAX_PARTS:
+        raise RequestInvalid(
+            f"The request has more than {MAX_PARTS} inputs, outputs or parameters. The model takes "
+            "one input."
+        )
     try:
         return _convert(message)
     except ValidationError as error:

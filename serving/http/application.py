@@ -58,36 +58,45 @@ class RequestMemory:
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
-        self.taken = 0
+        self._taken = 0
 
     def take(self, size: int) -> None:
-        """Take so many bytes more. Raise Overloaded if other requests hold too many."""
-        if size > self._memory.free:
+        """Take so many bytes in all. Raise Overloaded if other requests hold too many."""
+        more = size - self._taken
+        if more > self._memory.free:
             raise Overloaded(
                 "The server is busy: the bodies of other requests take all memory that it has for "
                 "them. Send the request again in a second."
             )
-        self._memory.free -= size
-        self.taken += size
+        self._memory.free -= more
+        self._taken = size
 
     def release(self) -> None:
         """Give back all."""
-        self._memory.free += self.taken
-        self.taken = 0
+        self.take(0)
 
 
 class ClientWatch:
-    """Cancels a request when its client leaves, so that nothing more is computed for it."""
+    """Cancels a request whose body does not arrive in time, or whose client leaves.
+
+    So nothing more is computed for it.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._request = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self.late = False
         self.left = False
 
-    def start(self) -> None:
-        """Watch from WATCH_S on, after the body was read: most requests are answered earlier."""
+    def await_body(self, timeout_s: float) -> None:
+        """Set `late` and cancel the request unless `body_arrived` is called in time."""
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._cancel_late)
+
+    def body_arrived(self) -> None:
+        """Watch the client from WATCH_S on: most requests are answered earlier."""
+        self.stop()
         self._timer = asyncio.get_running_loop().call_later(WATCH_S, self._begin)
 
     def stop(self) -> None:
@@ -97,13 +106,19 @@ class ClientWatch:
         if self._task:
             self._task.cancel()
 
+    def _cancel_late(self) -> None:
+        self.late = True
+        self._cancel()
+
     def _begin(self) -> None:
         self._task = asyncio.create_task(self._wait())
 
     async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.left = True
+        if (await self._receive())["type"] == "http.disconnect":
+            self.left = True
+            self._cancel()
+
+    def _cancel(self) -> None:
         if self._request:
             self._request.cancel()
 
@@ -208,6 +223,7 @@ class Application:
         except RequestError as error:
             self._watcher.current.batcher.statistics.errors[type(error).__name__] += 1
             if isinstance(error, Overloaded):
+                client.stop()
                 # Delay refusals: clients that retry at once would starve the others.
                 await asyncio.sleep(OVERLOADED_DELAY_S)
             return _error_response(error.status, str(error), error.headers)

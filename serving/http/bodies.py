@@ -43,20 +43,19 @@ async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
     """
     max_bytes = settings.max_body_bytes
     declared = request.headers.get("content-length", "0")
-    if declared.isdecimal():
-        length = int(declared[:LENGTH_DIGITS])
-        if length > max_bytes:
-            raise _too_large(settings)
-        request.memory.take(length)
+    if declared.isdecimal() and int(declared[:LENGTH_DIGITS]) > max_bytes:
+        raise _too_large(settings)
     timeout_s = BODY_TIMEOUT_S + settings.max_body_mib * MIB_TIMEOUT_S
+    request.client.await_body(timeout_s)
     try:
-        async with asyncio.timeout(timeout_s):
-            body = await _receive(request, settings)
-    except TimeoutError:
+        body = await _receive(request, settings)
+    except asyncio.CancelledError:
+        if not request.client.late:
+            raise
         raise BodyTimeout(
             f"The body did not arrive within {timeout_s:.0f} s. Send it again, in smaller parts."
         ) from None
-    request.client.start()
+    request.client.body_arrived()
     encoding = request.headers.get("content-encoding", "identity")
     if encoding == "identity":
         return body
@@ -80,9 +79,7 @@ async def _receive(request: HttpRequest, settings: AppSettings) -> bytes:
         size += len(chunk)
         if size > settings.max_body_bytes:
             raise _too_large(settings)
-        if size > request.memory.taken:
-            # Its length was not declared.
-            request.memory.take(size - request.memory.taken)
+        request.memory.take(size)
         more = message.get("more_body", False)
     return b"".join(chunks)
 

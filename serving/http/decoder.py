@@ -31,6 +31,11 @@ MAX_WAITING = 32
 TIMEOUT_S = 20
 """Time for one request, after which the process is killed. HAProxy answers for it after 30 s."""
 
+FAILED = (
+    "The server could not decode this request in time or in memory. Send smaller images, or fewer "
+    "in a request."
+)
+
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h: the signal that the kernel sends when the parent ends."""
 
@@ -43,6 +48,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._turn = asyncio.Lock()
         self._worker: _Worker | None = None
         self._waiting = 0
 
@@ -63,17 +69,30 @@ class Decoder:
             )
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._call, function, args, kwargs)
+            # A request that is cancelled here takes its body with it.
+            await self._turn.acquire()
+            call = asyncio.ensure_future(self._call_in_thread(function, args, kwargs))
+            # If the request is cancelled from now on, the next one waits until the process is done.
+            return await asyncio.shield(call)
         finally:
             self._waiting -= 1
+
+    async def _call_in_thread(self, function: Callable[..., R], args: Any, kwargs: Any) -> R:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, self._call, function, args, kwargs)
+        finally:
+            self._turn.release()
 
     def _start(self) -> _Worker:
         self._worker = _Worker()
         return self._worker
 
     def _call(self, function: Callable[..., R], args: Any, kwargs: Any) -> R:
-        worker = self._worker or self._start()
+        worker = self._worker
+        if worker is None or worker.process.poll() is not None:
+            # The kernel may have killed an idle one, as it is the first to go if memory is short.
+            worker = self._start()
         timer = threading.Timer(TIMEOUT_S, worker.process.kill)
         timer.start()
         try:
@@ -81,10 +100,7 @@ class Decoder:
             result, error = worker.connection.recv()
         except (OSError, EOFError):
             self._worker = None
-            raise DecodingFailed(
-                "The server could not decode this request in time or in memory. Send smaller "
-                "images, or fewer in a request."
-            ) from None
+            raise DecodingFailed(FAILED) from None
         finally:
             timer.cancel()
         if error:
@@ -131,6 +147,8 @@ def serve(connection: Connection) -> None:
                 reply = function(*args, **kwargs), None
             except RequestError as error:
                 reply = None, error
+            except MemoryError:
+                reply = None, DecodingFailed(FAILED)
             except Exception:
                 reply = None, RuntimeError(traceback.format_exc())
             connection.send(reply)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -122,6 +123,9 @@ class Batcher:
             # Some rows still wait if the task was cancelled or an earlier slice failed.
             self._waiting_rows -= len(images) - request.taken
             request.taken = len(images)
+            if not request.answer.done() or request.answer.cancelled():
+                with suppress(ValueError):
+                    self._queue.remove(request)
 
     def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
         """Call the model until no rows wait; continue after a batch that runs in the thread."""
@@ -184,8 +188,10 @@ class Batcher:
 
     def _next_batch(self) -> list[_Slice]:
         """Take the next batch from the queue; empty if no rows wait."""
-        if self._retry_singly:
-            return [self._retry_singly.popleft()]
+        while self._retry_singly:
+            item = self._retry_singly.popleft()
+            if not item.request.answer.done():
+                return [item]
         batch: list[_Slice] = []
         room = self._max_batch_rows
         while self._queue and room:

@@ -84,11 +84,15 @@ class MetricsExporter:
                 self._counters[name].inc(increase, tags | ({label: value} if label else {}))
                 self._exported[key] = total
         self._gauges["waiting_rows"].set(loaded.batcher.waiting_rows, tags)
-        self._gauges["version_refused"].set(self._watcher.rejected is not None, tags)
-        self._gauges["storage_failed"].set(self._watcher.storage_failed, tags)
+        if loaded is self._watcher.current:
+            self._gauges["version_refused"].set(self._watcher.rejected is not None, tags)
+            self._gauges["storage_failed"].set(self._watcher.storage_failed, tags)
 
     def _forget(self, loaded: LoadedModel) -> None:
         """Forget what was exported of a version: if it is loaded again, it counts from 0."""
+        tags = {"model": loaded.model.name, "version": loaded.model.version}
+        for gauge in self._gauges.values():
+            gauge.set(0, tags)
         for key in [key for key in self._exported if key[0] == loaded.model.version]:
             del self._exported[key]
 

@@ -24,7 +24,8 @@ ERROR_DESCRIPTIONS = {
     408: "The request was not complete in time.",
     413: "The body, or the number of images, exceeds its limit.",
     415: "The format or encoding of the body is not supported.",
-    422: "The image is damaged, blank, too large, or of another size or colour than the model's.",
+    422: "An image is damaged, blank, too large, or of another size or colour than the model's, or "
+    "the body takes too much time or memory to decode.",
     503: "The queue is full, or the server is not ready: send the request again after Retry-After.",
 }
 
@@ -97,7 +98,7 @@ def _predict_path(image: ImageSpec) -> Json:
 def _model_operations(image: ImageSpec) -> dict[str, Json]:
     """Return the operations of a model or version, by the end of the address."""
     infer = _operation(
-        "Predictions", _any_object(), *BODY_ERRORS, 404, body=_json(_v2_request(image))
+        "Predictions", _any_object(), *BODY_ERRORS, 404, 422, body=_json(_v2_request(image))
     )
     return {
         "": {"get": _operation("Model metadata", _any_object(), 404)},

@@ -103,14 +103,22 @@ def not_a_number() -> bytes:
     return bytes(request.SerializeToString())
 
 
+def many_inputs() -> bytes:
+    request = pb.ModelInferRequest(model_name="stripes")
+    for _ in range(100_000):
+        request.inputs.add()
+    return bytes(request.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "details"),
     [
         (b"\xff", "not a ModelInferRequest"),
         (not_a_number(), "Not an infer request: 'parameters.x"),
         (pb.ModelInferRequest(model_name="stripes").SerializeToString(), "Inputs are none"),
+        (many_inputs(), "more than 64 inputs"),
     ],
-    ids=["bytes", "NaN", "no inputs"],
+    ids=["bytes", "NaN", "no inputs", "many inputs"],
 )
 def test_an_invalid_request_is_an_invalid_argument(
     service: InferenceService, request_bytes: bytes, details: str

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -68,6 +70,43 @@ def test_a_request_that_kills_the_process_fails_alone() -> None:
         assert isinstance(living, int)
 
     run(scenario)
+
+
+def test_a_process_that_was_killed_meanwhile_is_replaced() -> None:
+    """As by a kernel that is short of memory."""
+
+    async def scenario(own: Decoder) -> None:
+        pid = await own.run(os.getpid)
+        os.kill(pid, signal.SIGKILL)
+        while is_alive(pid) and own._worker and own._worker.process.poll() is None:
+            await asyncio.sleep(0.01)
+        assert await own.run(os.getpid) != pid
+
+    run(scenario)
+
+
+def test_a_cancelled_request_leaves_no_body_behind() -> None:
+    async def scenario(own: Decoder) -> None:
+        busy = asyncio.ensure_future(own.run(time.sleep, 1))
+        await asyncio.sleep(0.1)
+        body = Body([1])
+        gone = weakref.ref(body)
+        waiting = asyncio.ensure_future(own.run(len, body))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del body, waiting
+        gc.collect()
+        assert gone() is None
+        assert not busy.done()
+        await busy
+        await own.run(os.getpid)
+
+    run(scenario)
+
+
+class Body(list[int]):
+    """A list to which there can be a weak reference."""
 
 
 def test_a_request_that_takes_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:

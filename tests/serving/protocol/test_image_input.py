@@ -126,6 +126,14 @@ def test_a_second_header_does_not_change_the_size() -> None:
         pixels_of(good[:33] + huge + good[33:], STRIPES)
 
 
+def test_the_first_header_must_say_the_size_of_the_pixels() -> None:
+    """Otherwise an image would count as 24 pixels, and be decoded as 120,000."""
+    first = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 8, 0, 0, 0, 0))
+    large = png(Image.fromarray(np.zeros((300, 400), np.uint8)))
+    with pytest.raises(ImageInvalid, match="damaged"):
+        pixels_of(PNG + first + large[len(PNG) :], STRIPES)
+
+
 def test_a_jpeg_is_read() -> None:
     pixels = pixels_of(png(Image.fromarray(stripe(2)), "JPEG", quality=100), STRIPES)
     assert np.abs(pixels.astype(int) - stripe(2)).max() < 16
