@@ -73,15 +73,18 @@ def is_png_or_jpeg(data: bytes) -> bool:
 def image_size(data: bytes) -> tuple[int, int]:
     """Return the width and height of a PNG or JPEG, as its header states them.
 
-    Raise DataError if the header is damaged.
+    Raise DataError if the header is damaged, or if there are more than MAX_PIXELS pixels.
     """
     if data.startswith(PNG):
-        return _png_header(data)[:2]
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            return image.size
-    except DECODE_ERRORS:
-        raise DataError("The JPEG is damaged and cannot be read. Save it again.") from None
+        size = _png_header(data)[:2]
+    else:
+        try:
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+                size = image.size
+        except DECODE_ERRORS:
+            raise DataError("The JPEG is damaged and cannot be read. Save it again.") from None
+    _check_size(size)
+    return size
 
 
 def decode_grayscale(data: bytes, *, colour: bool = True, enough: int | None = None) -> UInt8Array:

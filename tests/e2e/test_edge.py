@@ -143,7 +143,10 @@ ANSWERED = {
         for value in (b"\xff", b"a" * 20_000, b"a b")
     },
     "offer of HTTP/2": post(b"Connection: Upgrade\r\nUpgrade: h2c\r\n"),
-    "offer of a WebSocket": post(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    "offer of a WebSocket": post(
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    ),
     "Ray model ID": post(b"serve_multiplexed_model_id: ../x\r\n"),
     "Ray model ID not ASCII": post(b"serve_multiplexed_model_id: \xff\r\n"),
     "absolute URL": post(line=f"POST http://localhost{PATH} HTTP/1.1".encode()),
