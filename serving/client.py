@@ -82,8 +82,7 @@ class _BaseClient:
             api_key: Key to send, if the server requires one.
             max_rows: Maximum number of images per request.
             timeout_s: Seconds to wait for a connection, and for each read and write, per attempt.
-            deadline_s: Seconds for a call of `predict`: after them no attempt begins, and a read
-                or write that is under way has that time once more at most.
+            deadline_s: Seconds for a call of `predict`, after which no attempt begins.
             attempts: Maximum number of times that a request is sent.
         """
         path = f"/v2/models/{quote(model, safe='')}"

@@ -13,7 +13,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,13 +29,11 @@ from serving.errors import (
     Unauthorized,
     safe_repr,
 )
+from serving.http.bounds import BodyMemory, ClientWatch, RequestMemory
 from serving.model.watcher import ModelWatcher
 
 OVERLOADED_DELAY_S = 0.25
 """Delay of the answer to a request that the full queue refuses, in seconds."""
-
-WATCH_S = 0.05
-"""Time for an answer before it is watched whether the client leaves."""
 
 RESTART_S = 1.0
 """Time after which a background task that failed starts again."""
@@ -46,84 +44,7 @@ MODEL_PLACEHOLDER = "{model}"
 _MODEL_PATH = re.compile(r"(/v[12]/models/)([^/:]+)(?:/versions/([^/:]+))?(.*)")
 
 
-class BodyMemory:
-    """The bytes of bodies that a replica holds."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.free = max_bytes
-
-
-class RequestMemory:
-    """The share of it that one request has."""
-
-    def __init__(self, memory: BodyMemory) -> None:
-        self._memory = memory
-        self._taken = 0
-
-    def take(self, size: int) -> None:
-        """Take so many bytes in all. Raise Overloaded if other requests hold too many."""
-        more = size - self._taken
-        if more > self._memory.free:
-            raise Overloaded(
-                "The server is busy: the bodies of other requests take all memory that it has for "
-                "them. Send the request again in a second."
-            )
-        self._memory.free -= more
-        self._taken = size
-
-    def release(self) -> None:
-        """Give back all."""
-        self.take(0)
-
-
-class ClientWatch:
-    """Cancels a request whose body does not arrive in time, or whose client leaves.
-
-    So nothing more is computed for it.
-    """
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._request = asyncio.current_task()
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.late = False
-        self.left = False
-
-    def await_body(self, timeout_s: float) -> None:
-        """Set `late` and cancel the request unless `body_arrived` is called in time."""
-        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._cancel_late)
-
-    def body_arrived(self) -> None:
-        """Watch the client from WATCH_S on: most requests are answered earlier."""
-        self.stop()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_S, self._begin)
-
-    def stop(self) -> None:
-        """End the watch."""
-        if self._timer:
-            self._timer.cancel()
-        if self._task:
-            self._task.cancel()
-
-    def _cancel_late(self) -> None:
-        self.late = True
-        self._cancel()
-
-    def _begin(self) -> None:
-        self._task = asyncio.create_task(self._wait())
-
-    async def _wait(self) -> None:
-        if (await self._receive())["type"] == "http.disconnect":
-            self.left = True
-            self._cancel()
-
-    def _cancel(self) -> None:
-        if self._request:
-            self._request.cancel()
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class HttpRequest:
     """A request: its headers, by lower-case name, and the model and version in its address.
 
@@ -277,12 +198,14 @@ async def _kept_running(task: BackgroundTask) -> None:
             await asyncio.sleep(RESTART_S)
 
 
-def _read_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def _read_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return headers by name; the values of one that is sent twice are a list (RFC 9110, 5.3)."""
-    values = dict[str, str]()
-    for raw_name, raw_value in headers:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        values[name] = f"{values[name]}, {value}" if name in values else value
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        values = {
+            name: ", ".join(value for other, value in pairs if other == name) for name in values
+        }
     return values
 
 

@@ -46,7 +46,7 @@ async def read_body(request: HttpRequest, settings: AppSettings) -> bytes:
     if declared.isdecimal() and int(declared[:LENGTH_DIGITS]) > max_bytes:
         raise _too_large(settings)
     timeout_s = BODY_TIMEOUT_S + settings.max_body_mib * MIB_TIMEOUT_S
-    request.client.await_body(timeout_s)
+    request.client.start(timeout_s)
     try:
         body = await _receive(request, settings)
     except asyncio.CancelledError:

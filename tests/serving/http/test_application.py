@@ -211,7 +211,7 @@ def test_rows_of_a_client_that_left_are_not_computed(
         gate.set()
         assert (await first, await third) == (200, 200)
 
-    monkeypatch.setattr("serving.http.application.WATCH_S", 0.01)
+    monkeypatch.setattr("serving.http.bounds.WATCH_S", 0.01)
     calls, gate = list[int](), threading.Event()
     batcher = Batcher(predict, max_batch_rows=8, max_queue_rows=16, inline_rows=0)
     monkeypatch.setattr(watcher, "current", LoadedModel(watcher.current.predictor, batcher))
